@@ -1,0 +1,1 @@
+"""MultiCoCa: one contrastive captioner for interchangeable modalities."""

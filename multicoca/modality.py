@@ -1,0 +1,132 @@
+"""The contract of a modality: what an encoder package provides and the core relies on.
+
+A modality has two halves because they live in different places: the `Processor` goes to data workers (a plain
+picklable object without parameters), the `Encoder` goes to the training device. `Modality` only binds them.
+`multicoca.testing.check_modality` checks an implementation against this page.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from multicoca.tokens import Tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from multicoca.data.shapes import Scene
+
+ENTRY_POINT_GROUP = "multicoca.modalities"
+
+
+class UnreadableFileError(ValueError):
+    """A file that cannot be turned into a sample. The message is the reason, fit for a person to read."""
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """From a file to a sample, and from samples to the encoder's inputs. Picklable, without parameters.
+
+    Attributes:
+        suffixes: the file endings it reads, in lower case with the dot, e.g. (".jpg", ".png").
+    """
+
+    suffixes: tuple[str, ...]
+
+    def decode(self, file: Path | bytes, suffix: str = "") -> Any:
+        """Reads a file. `suffix` names the format when `file` is bytes.
+
+        Raises:
+            UnreadableFileError: the file is missing, broken, empty or of another kind.
+        """
+        ...
+
+    def preprocess(self, raw: Any, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
+        """Turns what `decode` gave into one sample. All randomness comes from `generator`."""
+        ...
+
+    def collate(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Joins samples into the encoder's inputs, padding with a mask where sizes differ."""
+        ...
+
+    def thumbnail(self, raw: Any) -> Image:
+        """Draws a small RGB picture of what `decode` gave, for reports and TensorBoard."""
+        ...
+
+
+@runtime_checkable
+class SceneRenderer(Protocol):
+    """What a processor adds when it can also draw the shapes world's scenes as files of its kind.
+
+    Attributes:
+        scene_suffix: the ending of the files that `render` makes, e.g. ".jpg".
+        scene_facts: what this kind of file shows beyond a front view, any of {"motion", "depth"}.
+    """
+
+    scene_suffix: str
+    scene_facts: frozenset[str]
+
+    def render(self, scene: Scene) -> bytes:
+        """Returns the bytes of a real file that shows the scene. The same scene gives the same content."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """An `nn.Module` from a modality's inputs to `Tokens`.
+
+    Attributes:
+        width: the size of the token vectors.
+        blocks: the units for activation checkpointing, compilation, sharding and layer-wise learning rates.
+    """
+
+    width: int
+    blocks: nn.ModuleList
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tokens: ...
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Binds the two halves of a modality under the name that the configuration gives it."""
+
+    name: str
+    processor: Processor
+    encoder: nn.Module
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """Imports an optional package, or says which command installs it.
+
+    Args:
+        package: the module to import, e.g. "timm".
+        extra: the extra of this project that brings it, e.g. "image".
+
+    Raises:
+        ImportError: the package is missing or broken; the message gives the pip command.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"the package '{package}' could not be imported ({error}). "
+            f"It comes with the '{extra}' extra: pip install 'multicoca[{extra}]'"
+        ) from error
+
+
+def installed_modalities() -> Mapping[str, EntryPoint]:
+    """Returns the entry points of all installed modality packages by modality name.
+
+    An entry point names the import package, e.g. `audio = "multicoca_audio"`; configuration targets may only
+    point into these packages, into `multicoca` and into `torch.optim`.
+    """
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
