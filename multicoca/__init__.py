@@ -1,1 +1,5 @@
 """MultiCoCa: one contrastive captioner for interchangeable modalities."""
+
+from multicoca.api import MultiCoCa, load
+
+__all__ = ["MultiCoCa", "load"]

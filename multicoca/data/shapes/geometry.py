@@ -29,23 +29,42 @@ def front_view(scene: Scene, time: float = 0.5, size_px: int = 64) -> np.ndarray
         uint8 array of shape [size_px, size_px, 3].
     """
     rng = np.random.default_rng((*scene.seed, 1))
-    fine = size_px * _SUPERSAMPLING
-    axis = ((np.arange(fine) + 0.5) / fine * 2 - 1) * VIEW_EXTENT
-    x, z = np.meshgrid(axis, -axis)
+    axis = _axis(size_px)
     tilt = rng.uniform(-0.08, 0.08, size=2)
-    shade = rng.uniform(0.62, 0.9) + tilt[0] * x + tilt[1] * z
-    picture = np.repeat(shade[..., None], 3, axis=2) + rng.uniform(-0.04, 0.04, size=3)
+    shade = rng.uniform(0.62, 0.9) + tilt[0] * axis + tilt[1] * -axis[:, None]
+    picture = shade[..., None] + rng.uniform(-0.04, 0.04, size=3)
     colors = _colors(scene)
     for index in sorted(range(len(scene.objects)), key=lambda i: -scene.objects[i].position[1]):  # far ones first
-        target = scene.objects[index]
-        center = scene.position_at(index, time)
-        right, up = (x - center[0]) / target.radius, (z - center[2]) / target.radius
-        light = 1 + 0.12 * (up - right)
-        inside = _SILHOUETTES[target.shape](right, up)
-        picture[inside] = (colors[index] * light[..., None])[inside]
-    picture = picture.reshape(size_px, _SUPERSAMPLING, size_px, _SUPERSAMPLING, 3).mean(axis=(1, 3))
+        x, _, z = scene.position_at(index, time)
+        _paint(picture, _SILHOUETTES[scene.objects[index].shape], x, z, scene.objects[index].radius, colors[index])
     picture += rng.normal(0, 0.012, size=picture.shape)
     return (picture.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _axis(size: int) -> np.ndarray:
+    """Returns the coordinates of the cell centres across the view."""
+    return ((np.arange(size) + 0.5) / size * 2 - 1) * VIEW_EXTENT
+
+
+def _paint(
+    picture: np.ndarray, silhouette: Callable, x: float, z: float, radius: float, color: np.ndarray
+) -> None:
+    """Blends one solid into the picture by its coverage of each pixel; only the pixels around it are touched."""
+    size = len(picture)
+    to_px = size / (2 * VIEW_EXTENT)
+    left, right = int((x - radius + VIEW_EXTENT) * to_px), int((x + radius + VIEW_EXTENT) * to_px) + 1
+    top, bottom = int((VIEW_EXTENT - z - radius) * to_px), int((VIEW_EXTENT - z + radius) * to_px) + 1
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, size), min(bottom, size)
+    if left >= right or top >= bottom:
+        return
+    axis = _axis(size * _SUPERSAMPLING)
+    across = (axis[left * _SUPERSAMPLING : right * _SUPERSAMPLING] - x) / radius
+    up = (-axis[top * _SUPERSAMPLING : bottom * _SUPERSAMPLING, None] - z) / radius
+    inside = silhouette(*np.broadcast_arrays(across, up)).astype(np.float64)
+    coverage = inside.reshape(bottom - top, _SUPERSAMPLING, right - left, _SUPERSAMPLING).mean(axis=(1, 3))[..., None]
+    light = 1 + 0.12 * (up - across)[_SUPERSAMPLING // 2 :: _SUPERSAMPLING, _SUPERSAMPLING // 2 :: _SUPERSAMPLING]
+    patch = picture[top:bottom, left:right]
+    patch += coverage * (color * light[..., None] - patch)
 
 
 def surface_points(scene: Scene, num_points: int = 2048, noise: float = 0.008) -> tuple[np.ndarray, np.ndarray]:

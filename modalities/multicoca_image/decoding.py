@@ -1,0 +1,105 @@
+"""From the bytes of an image file to an upright RGB picture.
+
+The format is told by the first bytes, never by the name, and the reader of that one format is called directly:
+the size is read from the header and checked before anything is decoded, without touching Pillow's process-wide
+limit. Transparency is laid over white; 16-bit grey is scaled, not clipped.
+Source: EXIF 2.3, tag 0x0112, for the orientations.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL.ImageFile import ImageFile
+
+from multicoca.modality import UnreadableFileError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+_READERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
+    ("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    ("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    ("WebP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
+    ("GIF", lambda head: head[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
+    ("BMP", lambda head: head.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
+)
+# What Pillow's readers raise on broken content; `Image.open` and `Image.load` document OSError alone.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(data: bytes, max_pixels: int, name: str = "the image") -> Image.Image:
+    """Decodes an image file; of an animation, the first frame.
+
+    Args:
+        data: the content of the file.
+        max_pixels: width times height that is accepted at the most.
+        name: how messages call the file.
+
+    Returns:
+        An RGB picture, turned upright.
+
+    Raises:
+        UnreadableFileError: the content is empty, of another kind, too large or broken.
+    """
+    kind, reader = _find_reader(data, name)
+    try:
+        image = reader(io.BytesIO(data))
+        width, height = image.size
+        if width * height > max_pixels:
+            raise UnreadableFileError(
+                f"{name} says it has {width} x {height} = {width * height} pixels; at most {max_pixels} are decoded. "
+                "Raise the processor's max_pixels if the file is to be trusted"
+            )
+        image.load()
+        return _to_rgb(_turn_upright(image))
+    except UnreadableFileError:
+        raise
+    except _BROKEN as error:
+        raise UnreadableFileError(f"{name} is a broken {kind} file: {error}") from error
+
+
+def _find_reader(data: bytes, name: str) -> tuple[str, type[ImageFile]]:
+    if not data:
+        raise UnreadableFileError(f"{name} is empty (0 bytes)")
+    for kind, accepts, reader in _READERS:
+        if accepts(data[:16]):
+            return kind, reader
+    kinds = ", ".join(kind for kind, _, _ in _READERS)
+    raise UnreadableFileError(f"{name} is none of {kinds}: it starts with {data[:16]!r}")
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _BROKEN:  # a picture with unreadable EXIF is still a picture; it has no orientation then
+        orientation = 1
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it at 255
+        grey = np.asarray(image).astype(np.float32).clip(0, 65535) / 257  # 65535 / 257 = 255
+        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")

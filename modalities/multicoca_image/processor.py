@@ -1,0 +1,163 @@
+"""Image files to normalised pixels, and scenes of the shapes world to JPEG files.
+
+Testing resizes the short side and crops the centre, as the published image encoders do. Training crops a random
+part when `train_scale` says so, with the distribution of Inception (torchvision's RandomResizedCrop) but all
+randomness from the generator that is passed in. A picture that has the right size already skips all of it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from multicoca.data.shapes.geometry import front_view
+from multicoca.data.shapes.scene import Scene
+from multicoca.modality import UnreadableFileError, require
+from multicoca_image.decoding import SUFFIXES, decode_image
+
+_INTERPOLATIONS = ("bilinear", "bicubic")
+_CROP_RATIO = (3 / 4, 4 / 3)  # width / height of random crops; torchvision's default
+_CROP_TRIES = 10  # torchvision's
+_MAX_ASPECT = 8  # longer pictures lose their ends before resizing, which the centre crop would cut anyway
+_THUMBNAIL_PX = 160
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Reads images, see `multicoca.modality.Processor` and `SceneRenderer`.
+
+    Attributes:
+        size_px: height and width of the sample.
+        mean: what is subtracted from each channel of [0, 1]; must be the encoder's.
+        std: what each channel is divided by then.
+        interpolation: "bicubic" or "bilinear", both with antialiasing.
+        train_scale: smallest and largest share of the area that a training crop keeps; (1, 1) crops as in testing.
+        horizontal_flip: mirror half of the training samples. Wrong when captions say "left" and "right".
+        max_pixels: larger files are refused by their header; the default is Pillow's limit.
+        scene_size_px: height and width of rendered scenes.
+    """
+
+    size_px: int = 224
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+    train_scale: Sequence[float] = (1.0, 1.0)
+    horizontal_flip: bool = False
+    max_pixels: int = 89_478_485
+    scene_size_px: int = 64
+
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    scene_suffix: ClassVar[str] = ".jpg"
+    scene_facts: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        for field in ("mean", "std", "train_scale"):  # YAML gives lists, which cannot be hashed or compared to tuples
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field in ("size_px", "max_pixels", "scene_size_px"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} must have 3 entries each, those of std above 0")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(f"interpolation is '{self.interpolation}'; choose one of {', '.join(_INTERPOLATIONS)}")
+        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 1:
+            raise ValueError(
+                f"train_scale is {self.train_scale}; it must be (smallest, largest) share of the area in (0, 1]"
+            )
+
+    def decode(self, file: Path | bytes, suffix: str = "") -> Image.Image:
+        """Reads an image file as an upright RGB picture. The content tells the format, `suffix` is not needed.
+
+        Raises:
+            UnreadableFileError: the file is missing, empty, of another kind, too large or broken.
+        """
+        if isinstance(file, bytes):
+            return decode_image(file, self.max_pixels)
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise UnreadableFileError(f"{file} cannot be read: {error.strerror}") from error
+        return decode_image(data, self.max_pixels, str(file))
+
+    def preprocess(self, raw: Image.Image, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
+        """Returns {"pixels": float32 [3, size_px, size_px]}, cropped, resized and normalised."""
+        image = torch.from_numpy(np.array(raw)).permute(2, 0, 1)
+        if train and self.train_scale != (1.0, 1.0):
+            image = self._resize(_random_crop(image, self.train_scale, generator), (self.size_px, self.size_px))
+        elif image.shape[1:] != (self.size_px, self.size_px):
+            image = self._resize_and_crop(image)
+        if train and self.horizontal_flip and torch.rand((), generator=generator) < 0.5:
+            image = image.flip(2)
+        return {"pixels": self._normalise(image)}
+
+    def collate(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Returns {"pixels": float32 [batch, 3, size_px, size_px]}."""
+        return {"pixels": torch.stack([sample["pixels"] for sample in samples])}
+
+    def thumbnail(self, raw: Image.Image) -> Image.Image:
+        """Returns a copy of at most 160 px."""
+        small = raw.copy()
+        small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        return small
+
+    def render(self, scene: Scene) -> bytes:
+        """Draws the front view of a scene at rest as a JPEG file."""
+        file = io.BytesIO()
+        view = Image.fromarray(front_view(scene, 0.5, self.scene_size_px))
+        view.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # full colour: objects are a few pixels wide
+        return file.getvalue()
+
+    def _normalise(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return image.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(mean).div_(std)
+
+    def _resize(self, image: UInt8[Tensor, "3 _ _"], size_px: tuple[int, int]) -> UInt8[Tensor, "3 height width"]:
+        transforms = require("torchvision.transforms.v2", "image")
+        mode = transforms.InterpolationMode(self.interpolation)
+        return transforms.functional.resize(image, list(size_px), interpolation=mode, antialias=True)
+
+    def _resize_and_crop(self, image: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 height width"]:
+        """Resizes the short side and crops the centre; rounds as torchvision's Resize and CenterCrop do."""
+        longest = _MAX_ASPECT * min(image.shape[1:])
+        image = _center_crop(image, min(image.shape[1], longest), min(image.shape[2], longest))
+        _, height, width = image.shape
+        short = min(height, width)
+        image = self._resize(image, (self.size_px * height // short, self.size_px * width // short))
+        return _center_crop(image, self.size_px, self.size_px)
+
+
+def _center_crop(image: UInt8[Tensor, "3 _ _"], height: int, width: int) -> UInt8[Tensor, "3 {height} {width}"]:
+    top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
+    return image[:, top : top + height, left : left + width]
+
+
+def _random_crop(
+    image: UInt8[Tensor, "3 _ _"], scale: Sequence[float], generator: torch.Generator
+) -> UInt8[Tensor, "3 height width"]:
+    """Cuts out a random part of the given share of the area; the centre when ten tries do not fit.
+
+    Source: torchvision.transforms.v2.RandomResizedCrop.
+    """
+    _, height, width = image.shape
+    log_ratio = [math.log(ratio) for ratio in _CROP_RATIO]
+    draws = torch.rand((_CROP_TRIES, 4), generator=generator, dtype=torch.float64).tolist()
+    for for_area, for_ratio, for_top, for_left in draws:
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * for_area)
+        ratio = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * for_ratio)
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top, left = int((height - crop_height + 1) * for_top), int((width - crop_width + 1) * for_left)
+            return image[:, top : top + crop_height, left : left + crop_width]
+    ratio = min(max(width / height, _CROP_RATIO[0]), _CROP_RATIO[1])
+    return _center_crop(image, min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio))))

@@ -1,0 +1,126 @@
+"""A video encoder around an injected frame encoder: every frame is encoded alone, time is added to the tokens.
+
+The decision: the tokens of all frames are handed to the core as one sequence (VideoCoCa, arXiv 2212.04979, section 3:
+frame tokens flattened, the same poolers read them), so an image encoder becomes a video encoder without new blocks. The frame
+encoder may be the very module of the image modality (weights shared) or its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from multicoca.tokens import Tokens
+
+
+class VideoEncoder(nn.Module):
+    """Encodes clips frame by frame, see `multicoca.modality.Encoder`."""
+
+    def __init__(self, frame_encoder: nn.Module, num_frames: int = 8, pooling: str = "tokens") -> None:
+        """Wraps a frame encoder.
+
+        Args:
+            frame_encoder: an encoder from {"pixels": [frames, 3, height, width]} to `Tokens`.
+            num_frames: how many positions in time are learned; clips of another length interpolate between them.
+            pooling: "tokens" keeps the tokens of all frames and adds the position in time; "mean" averages each
+                token over the frames and is blind to their order.
+
+        Raises:
+            ValueError: `num_frames` is less than 1 or `pooling` is something else.
+        """
+        super().__init__()
+        if num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}; expected 1 or more")
+        if pooling not in _POOLINGS:
+            raise ValueError(f"pooling is '{pooling}'; expected one of {sorted(_POOLINGS)}")
+        self.frame_encoder = frame_encoder
+        self.width: int = frame_encoder.width
+        self.pooling = _POOLINGS[pooling](num_frames, self.width)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks of the frame encoder."""
+        return self.frame_encoder.blocks
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tokens:
+        """Encodes {"frames": float [batch, frames, 3, height, width], "mask": bool [batch, frames]}.
+
+        Returns:
+            With "tokens": [batch, frames * tokens, width], frame after frame, grid (frames, height, width). With
+            "mean": [batch, tokens, width] and the grid of a frame. The grid is None where the frame encoder has none.
+        """
+        frames, mask = inputs["frames"], inputs["mask"]
+        batch, num_frames = frames.shape[:2]
+        encoded = self.frame_encoder({"pixels": frames.flatten(0, 1)})
+        values = encoded.values.unflatten(0, (batch, num_frames))  # [batch, frames, tokens, width]
+        real = mask[:, :, None].expand(values.shape[:3])
+        if encoded.mask is not None:
+            real = real & encoded.mask.unflatten(0, (batch, num_frames))
+        return self.pooling(values, real, mask, encoded.grid)
+
+
+class TemporalTokens(nn.Module):
+    """Adds a learned position in time to each frame's tokens and lays the frames one after the other."""
+
+    def __init__(self, num_frames: int, width: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(sine_cosine(num_frames, width))
+
+    def forward(
+        self,
+        values: Float[Tensor, "batch frames tokens width"],
+        real: Bool[Tensor, "batch frames tokens"],
+        mask: Bool[Tensor, "batch frames"],
+        grid: tuple[int, ...] | None,
+    ) -> Tokens:
+        """Joins the frames; `real` marks tokens, `mask` frames."""
+        values = values + self._positions(mask).to(values.dtype)[:, :, None]
+        values = values.masked_fill(~real[..., None], 0.0)
+        grid = None if grid is None else (values.shape[1], *grid)
+        return Tokens(values.flatten(1, 2), real.flatten(1, 2), grid)
+
+    def _positions(self, mask: Bool[Tensor, "batch frames"]) -> Float[Tensor, "batch frames width"]:
+        """Stretches the learned positions over each clip's own real frames, so that padding changes nothing."""
+        count = mask.sum(dim=1, keepdim=True).clamp(min=1)
+        place = (mask.cumsum(dim=1) - 0.5) / count * len(self.position) - 0.5
+        place = place.clamp(0, len(self.position) - 1)
+        # rounding at exact places: a clip of the learned length gets the learned positions themselves
+        before = (place + 1e-4).floor()
+        share = (place - before).clamp(min=0)[..., None]
+        before = before.long()
+        after = (before + 1).clamp(max=len(self.position) - 1)
+        return torch.lerp(self.position[before], self.position[after], share.to(self.position.dtype))
+
+
+class FrameMean(nn.Module):
+    """Averages each token over the frames in which it is real. Holds no parameters."""
+
+    def __init__(self, num_frames: int, width: int) -> None:
+        super().__init__()
+
+    def forward(
+        self,
+        values: Float[Tensor, "batch frames tokens width"],
+        real: Bool[Tensor, "batch frames tokens"],
+        mask: Bool[Tensor, "batch frames"],
+        grid: tuple[int, ...] | None,
+    ) -> Tokens:
+        """Averages over the frames; a token that is real in none of them stays masked."""
+        total = values.masked_fill(~real[..., None], 0.0).sum(dim=1)
+        count = real.sum(dim=1)
+        return Tokens(total / count.clamp(min=1)[..., None], count > 0, grid)
+
+
+_POOLINGS: dict[str, type[nn.Module]] = {"tokens": TemporalTokens, "mean": FrameMean}
+
+
+def sine_cosine(num_positions: int, width: int) -> Float[Tensor, "positions width"]:
+    """Returns sine-cosine positions: the first half sines, the second cosines, wavelengths from 2 pi to 20000 pi.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    half = (width + 1) // 2
+    rates = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].float()

@@ -1,0 +1,69 @@
+"""Reads frames with PyAV: the backend that reads every file, and the reference for the other.
+
+The decision: decode forward from the start and convert only the wanted frames. Seeking is left out: it costs more than
+it saves on clips, and after a seek, open groups of pictures lose frames. Conversion runs on one thread, because
+handing a small frame to FFmpeg's thread pool costs several times the conversion. PyAV does not turn frames as the
+file's display matrix asks; that happens here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multicoca.modality import UnreadableFileError, require
+from multicoca_video.scan import Scan, opened, timed_frames
+
+
+def read_with_pyav(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np.ndarray:
+    """Reads frames of a file.
+
+    Frames are found by their time. One that turns out to be undecodable is therefore replaced by what a player
+    shows at that time: the frame before it.
+
+    Args:
+        source: the file or its content.
+        scan: what `scan_video` says about it.
+        wanted: [wanted] indices into the scan's frames, ascending, without repeats, at least one.
+
+    Returns:
+        uint8 array [wanted, height, width, 3], RGB, upright.
+
+    Raises:
+        UnreadableFileError: nothing could be decoded.
+    """
+    middles = np.append((scan.times_s[:-1] + scan.times_s[1:]) / 2, np.inf)
+    until = middles[wanted]
+    pictures: list[np.ndarray] = []
+    errors: list[str] = []
+    shown = None
+    painter = _Painter()
+    with opened(source) as (container, stream):
+        for time, frame in timed_frames(container, stream, scan.start_pts, errors):
+            while shown is not None and len(pictures) < len(until) and time > until[len(pictures)]:
+                pictures.append(painter.paint(shown))
+            if len(pictures) == len(until):
+                break
+            shown = frame
+        if shown is None:
+            raise UnreadableFileError(f"no frame could be decoded: {errors[0] if errors else 'the stream is empty'}")
+        while len(pictures) < len(until):
+            pictures.append(painter.paint(shown))
+    return np.stack(pictures)
+
+
+class _Painter:
+    """Turns decoded frames into upright RGB of one size, that of the first (a stream may change its size midway)."""
+
+    def __init__(self) -> None:
+        self._reformatter = require("av.video.reformatter", "video").VideoReformatter()
+        self._size: tuple[int, int] | None = None
+
+    def paint(self, frame: Any) -> np.ndarray:
+        if self._size is None:
+            self._size = (frame.width, frame.height)
+        width, height = self._size
+        picture = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
+        return np.rot90(picture, round(frame.rotation / 90) % 4)  # the display matrix counts counterclockwise

@@ -1,0 +1,191 @@
+"""The Python API: `multicoca.load(folder)` gives a model that embeds and captions files.
+
+A model folder holds `model.safetensors`, `config.yaml`, `tokenizer.json` and `README.md`; nothing in it is
+executed, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+
+from multicoca.build import build_modalities
+from multicoca.config import Config, from_yaml, to_yaml
+from multicoca.data.sample import Problem
+from multicoca.modality import UnreadableFileError
+from multicoca.model.bundle import Bundle
+from multicoca.model.coca import CoCa
+from multicoca.text.tokenizer import TextTokenizer
+
+WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.yaml", "tokenizer.json", "README.md"
+
+
+class MultiCoCa:
+    """A trained model for files of its modalities.
+
+    Args:
+        bundle: network, tokenizer and processors.
+        config: what it was trained with.
+    """
+
+    def __init__(self, bundle: Bundle, config: Config):
+        self.bundle, self.config = bundle, config
+
+    def modality_of(self, file: str | Path) -> str:
+        """Returns who reads a file, by its suffix.
+
+        Raises:
+            UnreadableFileError: nobody does.
+        """
+        suffix = Path(file).suffix.lower()
+        for modality, processor in self.bundle.processors.items():
+            if suffix in processor.suffixes:
+                return modality
+        readable = ", ".join(sorted({s for processor in self.bundle.processors.values() for s in processor.suffixes}))
+        raise UnreadableFileError(f"nothing here reads '{suffix}' files; this model reads {readable}")
+
+    def embed(self, files: Sequence[str | Path], batch_size: int = 16) -> Float[Tensor, "files embedding"]:
+        """Returns the files' contrastive embeddings, length 1, on the CPU, in the order of the files.
+
+        Raises:
+            UnreadableFileError: a file cannot be read; the message names it.
+        """
+        rows: dict[int, Tensor] = {}
+        for indices, modality, inputs in self._batches(files, batch_size):
+            rows |= dict(zip(indices, self.bundle.encode(modality, inputs)[1].cpu(), strict=True))
+        width = self.bundle.network.config.embedding_width
+        return torch.stack([rows[i] for i in range(len(rows))]) if rows else torch.empty(0, width)
+
+    def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
+        """Returns the texts' contrastive embeddings, length 1, on the CPU."""
+        return self.bundle.embed_text([texts] if isinstance(texts, str) else texts)
+
+    def caption(self, files: Sequence[str | Path], batch_size: int = 16) -> list[str]:
+        """Writes a caption for each file.
+
+        Raises:
+            UnreadableFileError: a file cannot be read; the message names it.
+        """
+        captions: dict[int, str] = {}
+        for indices, modality, inputs in self._batches(files, batch_size):
+            context, _ = self.bundle.encode(modality, inputs)
+            captions |= dict(zip(indices, self.bundle.write(modality, context), strict=True))
+        return [captions[i] for i in range(len(captions))]
+
+    def stream(self, files: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | Problem]]:
+        """Yields (file, its embedding or why it has none); holds no more than a batch of each modality."""
+        waiting: dict[str, list[tuple[Path, dict[str, Tensor]]]] = {}
+        for file in files:
+            try:
+                modality = self.modality_of(file)
+                sample = self._read(file, modality)
+            except UnreadableFileError as error:
+                yield file, Problem(str(file), str(file), str(error))
+                continue
+            waiting.setdefault(modality, []).append((file, sample))
+            if len(waiting[modality]) == batch_size:
+                yield from self._embedded(modality, waiting.pop(modality))
+        for modality, rows in waiting.items():
+            yield from self._embedded(modality, rows)
+
+    def _embedded(self, modality: str, rows: list[tuple[Path, dict[str, Tensor]]]) -> Iterator[tuple[Path, Tensor]]:
+        inputs = self.bundle.processors[modality].collate([sample for _, sample in rows])
+        yield from zip((file for file, _ in rows), self.bundle.encode(modality, inputs)[1].cpu(), strict=True)
+
+    def _batches(
+        self, files: Sequence[str | Path], batch_size: int
+    ) -> Iterator[tuple[list[int], str, dict[str, Tensor]]]:
+        """Yields (positions in `files`, modality, inputs), modality by modality."""
+        if isinstance(files, (str, Path)):
+            files = [files]
+        positions: dict[str, list[int]] = {}
+        for index, file in enumerate(files):
+            try:
+                positions.setdefault(self.modality_of(file), []).append(index)
+            except UnreadableFileError as error:
+                raise UnreadableFileError(f"{file}: {error}") from error
+        for modality, own in positions.items():
+            for start in range(0, len(own), batch_size):
+                indices = own[start : start + batch_size]
+                samples = [self._read(Path(files[index]), modality) for index in indices]
+                yield indices, modality, self.bundle.processors[modality].collate(samples)
+
+    def _read(self, file: Path, modality: str) -> dict[str, Tensor]:
+        processor = self.bundle.processors[modality]
+        try:
+            return processor.preprocess(processor.decode(file), False, torch.Generator())
+        except UnreadableFileError as error:
+            raise UnreadableFileError(f"{file}: {error}") from error
+
+
+def load(folder: str | Path, device: str | torch.device | None = None) -> MultiCoCa:
+    """Loads a model folder, or one of the hub by its id.
+
+    Args:
+        folder: a local folder, or `owner/name` of the Hugging Face hub.
+        device: where it runs; a GPU if there is one, by default.
+
+    Raises:
+        ValueError: there is no such model, or its files do not fit together.
+    """
+    folder = _local_folder(folder)
+    try:
+        config = from_yaml((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG}") from error
+    bundle = build_bundle(config, TextTokenizer.load(folder / TOKENIZER, config.model.context_length))
+    try:
+        load_model(bundle.network, folder / WEIGHTS)
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"the weights {folder / WEIGHTS} cannot be loaded into the model of {CONFIG}: {error}") from error
+    bundle.network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return MultiCoCa(bundle, config)
+
+
+def build_bundle(config: Config, tokenizer: TextTokenizer) -> Bundle:
+    """Builds an untrained model from a configuration; initialisation follows from its seed."""
+    modalities = build_modalities(config.modalities, config.seed)
+    encoders = {name: modality.encoder for name, modality in modalities.items()}
+    generator = torch.Generator().manual_seed(config.seed)
+    network = CoCa(config.model, encoders, tokenizer.vocab_size, generator)
+    return Bundle(network, tokenizer, {name: modality.processor for name, modality in modalities.items()})
+
+
+def save(folder: Path, bundle: Bundle, config: Config, card: str) -> None:
+    """Writes a model folder; every file is written aside and renamed.
+
+    Args:
+        folder: where to.
+        bundle: the model.
+        config: what it was trained with.
+        card: the text of its README.md.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in ((CONFIG, to_yaml(config)), (TOKENIZER, bundle.tokenizer.to_json()), (CARD, card)):
+        aside = folder / f"{name}.part"
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(folder / name)
+    aside = folder / f"{WEIGHTS}.part"
+    save_model(bundle.network, str(aside))
+    aside.rename(folder / WEIGHTS)
+
+
+def _local_folder(folder: str | Path) -> Path:
+    path = Path(folder).expanduser()
+    if path.is_dir():
+        return path
+    if str(folder).count("/") != 1 or str(folder).startswith((".", "/", "~")):
+        raise ValueError(f"there is no model folder {folder}; expected a folder with {CONFIG} and {WEIGHTS}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=[WEIGHTS, CONFIG, TOKENIZER, CARD]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"there is no folder {folder}, and the hub did not give a model of that name: {error}") from error

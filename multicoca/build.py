@@ -1,0 +1,109 @@
+"""From plain configuration to objects: `_target_` names what to build, everything else is its arguments.
+
+Only targets under `multicoca.`, `torch.optim.` and installed modality packages are built, so that a model's
+config.yaml from elsewhere cannot run anything else. `_encoder_of_: NAME` stands for the encoder of another
+modality, which makes sharing it a matter of configuration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from multicoca.modality import Modality, installed_modalities
+
+TARGET, ENCODER_OF = "_target_", "_encoder_of_"
+
+
+def build(spec: Any, encoders: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
+    """Builds what a specification describes, nested ones first.
+
+    Args:
+        spec: a mapping with `_target_`, or any plain value, which is returned as it is.
+        encoders: what `_encoder_of_` may refer to.
+        arguments: more arguments for the outermost target.
+
+    Raises:
+        ValueError: the target is not allowed or does not exist, or an argument is unknown or missing.
+    """
+    if isinstance(spec, (list, tuple)):
+        return [build(value, encoders) for value in spec]
+    if not isinstance(spec, Mapping):
+        return spec
+    if ENCODER_OF in spec:
+        return (encoders or {})[spec[ENCODER_OF]]
+    values = {key: build(value, encoders) for key, value in spec.items() if key != TARGET}
+    if TARGET not in spec:
+        return values
+    target = find_target(spec[TARGET])
+    try:
+        inspect.signature(target).bind(**values, **arguments)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(target).parameters)
+        raise ValueError(f"{spec[TARGET]}: {error}; it takes {takes}") from error
+    return target(**values, **arguments)
+
+
+def find_target(path: str) -> Any:
+    """Imports an allowed target.
+
+    Raises:
+        ValueError: it is not allowed, or there is no such thing.
+    """
+    packages = ["multicoca", "torch.optim", *sorted({point.value for point in installed_modalities().values()})]
+    if not any(path.startswith(package + ".") for package in packages):
+        raise ValueError(f"the target '{path}' is not allowed; targets begin with {', '.join(packages)}")
+    module, _, name = path.rpartition(".")
+    try:
+        return vars(importlib.import_module(module))[name]
+    except (ImportError, KeyError) as error:
+        raise ValueError(f"the target '{path}' does not exist ({error})") from error
+
+
+def build_modalities(specs: Mapping[str, Any], seed: int = 0) -> dict[str, Modality]:
+    """Builds processors and encoders; encoders come in the order in which they refer to each other.
+
+    Args:
+        specs: `processor` and `encoder` of each modality.
+        seed: of the encoders' initialisation; torch's global generator is left as it was.
+
+    Raises:
+        ValueError: there are none, a part is missing, or a reference leads nowhere or in a circle.
+    """
+    if not specs:
+        raise ValueError("no modality is configured; choose some, for example modality=[image]")
+    for name, spec in specs.items():
+        missing = [part for part in ("processor", "encoder") if part not in spec]
+        if missing:
+            raise ValueError(f"modalities.{name} has no {' and no '.join(missing)}; it needs both")
+    encoders: dict[str, Any] = {}
+    waiting = list(specs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        while waiting:
+            ready = [name for name in waiting if _references(specs[name]["encoder"]) <= set(encoders)]
+            if not ready:
+                wanted = {name: sorted(_references(specs[name]["encoder"])) for name in waiting}
+                raise ValueError(f"encoders refer to others that are not configured, or in a circle: {wanted}")
+            for name in ready:
+                encoders[name] = build(specs[name]["encoder"], encoders)
+                waiting.remove(name)
+    return {name: Modality(name, build(spec["processor"]), encoders[name]) for name, spec in specs.items()}
+
+
+def build_processors(specs: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds the processors alone."""
+    return {name: build(spec["processor"]) for name, spec in specs.items()}
+
+
+def _references(spec: Any) -> set[str]:
+    if isinstance(spec, Mapping):
+        own = {spec[ENCODER_OF]} if ENCODER_OF in spec else set()
+        return own.union(*(_references(value) for value in spec.values()))
+    if isinstance(spec, (list, tuple)):
+        return set().union(*(_references(value) for value in spec))
+    return set()

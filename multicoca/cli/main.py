@@ -1,0 +1,43 @@
+"""The `multicoca` command: finds the subcommand and turns errors of the user's into one readable line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from multicoca.modality import UnreadableFileError
+
+COMMANDS = {
+    "train": "train a model; without arguments on the built-in shapes world, in minutes",
+    "evaluate": "evaluate a model folder on a source of data",
+    "caption": "write captions for files",
+    "index": "embed the files of a folder for search",
+    "search": "find files in an index by a sentence or by another file",
+    "doctor": "say what is installed, what is missing and the command that mends it",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit status: 0 done, 2 the user's input cannot be used."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print("usage: multicoca COMMAND [ARGUMENTS]\n")
+        for name, says in COMMANDS.items():
+            print(f"  {name:<10}{says}")
+        print("\nmulticoca COMMAND --help tells more.")
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"multicoca: there is no command '{command}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = "search" if command == "index" else command
+    run = vars(importlib.import_module(f"multicoca.cli.{module}"))[f"run_{command}"]
+    try:
+        return run(rest)
+    except (ValueError, ImportError, UnreadableFileError, FileNotFoundError) as error:
+        print(f"multicoca {command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""`multicoca train`: data, training, evaluation and report in one command; the same command resumes.
+
+A run's folder holds checkpoints/, tensorboard/, ledger.jsonl, and at the end model/, results.json, report.html.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from multicoca.api import build_bundle, save
+from multicoca.build import build, build_processors
+from multicoca.cli.compose import compose_config, print_help
+from multicoca.cli.results import log_answers, model_card, summary, write_run_report
+from multicoca.config import Config, to_yaml
+from multicoca.data.ledger import BrokenShare, Ledger
+from multicoca.data.loader import Steps, usable_workers
+from multicoca.data.sample import Item
+from multicoca.data.sources import Listing
+from multicoca.distributed.collectives import rank, wait_for_all, world_size
+from multicoca.distributed.setup import distributed, training_device
+from multicoca.eval.suite import TEST, evaluate, probe
+from multicoca.modality import Processor
+from multicoca.model.bundle import Bundle
+from multicoca.text.tokenizer import TextTokenizer
+from multicoca.train.loop import TrainOutcome, train
+from multicoca.train.metrics import PeakMemory
+
+HELP = """usage: multicoca train [KEY=VALUE ...]
+
+Trains one model on all configured modalities, evaluates it and writes runs/NAME/report.html.
+Without arguments it trains on the built-in shapes world. On several GPUs:
+torchrun --nproc-per-node 8 -m multicoca.cli.train [KEY=VALUE ...]
+
+Groups to choose from, for example experiment=shapes_long or modality=[image]:
+"""
+
+
+def run_train(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        return print_help("train", HELP)
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    config = compose_config("train", arguments)
+    device = training_device()
+    with distributed(device):
+        return _run(config, device, "multicoca train " + " ".join(arguments))
+
+
+def _run(config: Config, device: torch.device, command: str) -> int:
+    folder = Path(config.output) / config.name
+    if rank() == 0:
+        _open_run(folder, config)
+    wait_for_all()
+    started = time.perf_counter()
+    processors = build_processors(config.modalities)
+    listing = list_items(config, processors)
+    tokenizer = _tokenizer(config, folder, listing)
+    bundle = build_bundle(config, tokenizer)
+    bundle.network.to(device)
+    ledger = Ledger(folder / "ledger.jsonl")
+    data_s = time.perf_counter() - started
+    if rank() == 0:
+        new = ledger.add(listing.problems)
+        _announce(config, folder, bundle, listing, device, len(new))
+    outcome = _train(config, folder, bundle, listing, ledger)
+    if outcome.signal_number is not None:
+        return 128 + outcome.signal_number
+    if rank() == 0:
+        seconds = {"data": data_s, "train": outcome.seconds}
+        _finish(config, folder, bundle, listing, ledger, command, seconds, outcome.peak_memory_gib)
+    wait_for_all()
+    return 0
+
+
+def list_items(config: Config, processors: Mapping[str, Processor]) -> Listing:
+    """Builds the configured source and lists its items; rank 0 first, since it may write files."""
+    arguments = {} if config.data.root is None else {"root": config.data.root}
+    if not config.data.source:
+        raise ValueError("data.source is not set; choose a source, for example data=shapes or data=folder")
+    source = build(config.data.source, **arguments)
+    if rank() != 0:
+        wait_for_all()
+    listing = source.list_items(processors, config.seed)
+    if rank() == 0:
+        wait_for_all()
+    return listing
+
+
+def _open_run(folder: Path, config: Config) -> None:
+    """Makes the run's folder, or checks that an earlier run in it had the same configuration."""
+    if config.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    saved = folder / "config.yaml"
+    text = to_yaml(config).replace("fresh: true", "fresh: false")
+    if saved.is_file() and saved.read_text(encoding="utf-8") != text:
+        before = saved.read_text(encoding="utf-8").splitlines()
+        changes = [line for line in difflib.ndiff(before, text.splitlines()) if line[0] in "+-"]
+        raise ValueError(
+            f"{folder} holds a run with another configuration:\n  " + "\n  ".join(changes) + "\n"
+            "Give this one another name (name=...), or delete the earlier one with fresh=true."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / "config.yaml.part"
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(saved)
+
+
+def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
+    """Reads the configured tokenizer, or learns one from the training captions; the run keeps it."""
+    kept, length = folder / "tokenizer.json", config.model.context_length
+    if config.text.tokenizer is not None:
+        return TextTokenizer.load(Path(config.text.tokenizer), length)
+    if rank() == 0 and not kept.is_file():
+        texts = (text for items in listing.of("train").values() for item in items for text in item.texts)
+        tokenizer = TextTokenizer.learn(texts, config.text.vocab_size, length)
+        aside = kept.with_suffix(".part")
+        aside.write_text(tokenizer.to_json(), encoding="utf-8")
+        aside.rename(kept)
+    wait_for_all()
+    return TextTokenizer.load(kept, length)
+
+
+def _announce(
+    config: Config, folder: Path, bundle: Bundle, listing: Listing, device: torch.device, num_problems: int
+) -> None:
+    parameters = sum(parameter.numel() for parameter in bundle.network.parameters())
+    counts = ", ".join(f"{len(items)} {modality}" for modality, items in listing.of("train").items())
+    tests = ", ".join(f"{len(items)} {modality}" for modality, items in listing.of(TEST).items()) or "none"
+    print(f"run: {folder}; device: {device}, {world_size()} process(es), {torch.get_num_threads()} threads")
+    print(f"model: {parameters / 1e6:.2f}M parameters; training items: {counts}; test items: {tests}")
+    if num_problems:
+        print(f"{num_problems} items cannot be used; {folder / 'ledger.jsonl'} names each with its reason")
+    sys.stdout.flush()
+
+
+def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledger: Ledger) -> TrainOutcome:
+    broken = BrokenShare(listing.listed.get("train", {}), config.data.max_broken_share, ledger.file)
+    for modality in bundle.processors:
+        unusable = [p.key for p in listing.problems if p.split == "train" and p.modality == modality]
+        broken.add(modality, unusable)
+    steps = Steps(
+        listing.of("train"),
+        bundle.processors,
+        bundle.tokenizer,
+        config.data.batch_size,
+        config.seed,
+        rank(),
+        world_size(),
+    )
+    probed = {name: items[: config.evaluation.probe_items] for name, items in listing.of(TEST).items()}
+
+    def evaluate_now(step: int, writer: SummaryWriter) -> None:
+        scalars, answers = probe(bundle, probed, config.evaluation)
+        for tag, value in scalars.items():
+            writer.add_scalar(tag, value, step)
+        log_answers(writer, step, answers, bundle.processors)
+
+    workers = config.data.workers
+    return train(
+        bundle.network, steps, folder, config.train, config.optim, config.loss, ledger, broken, workers, evaluate_now
+    )
+
+
+def _finish(
+    config: Config,
+    folder: Path,
+    bundle: Bundle,
+    listing: Listing,
+    ledger: Ledger,
+    command: str,
+    seconds: dict[str, float],
+    peak_memory_gib: float,
+) -> None:
+    """Evaluates and writes the model, results.json and the report."""
+    bundle.network.eval()
+    started = time.perf_counter()
+    results: dict[str, Any] = {}
+    answers: dict = {}
+    if listing.of(TEST):
+        results, answers, problems = evaluate(
+            bundle, listing, config.evaluation, config.seed, usable_workers(config.data.workers)
+        )
+        ledger.add(problems)
+    seconds["evaluate"] = time.perf_counter() - started
+    peak_memory_gib = max(PeakMemory().sample(), peak_memory_gib)
+    results |= {"seconds": seconds, "peak_memory_gib": peak_memory_gib, "broken_items": len(ledger)}
+    save(folder / "model", bundle, config, model_card(config, results))
+    aside = folder / "results.json.part"
+    aside.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    aside.rename(folder / "results.json")
+    write_run_report(folder, config, bundle, results, answers, command)
+    print(summary(results))
+    print(f"report: {(folder / 'report.html').resolve()}\nmodel:  {(folder / 'model').resolve()}")
+
+
+if __name__ == "__main__":
+    from multicoca.cli.main import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

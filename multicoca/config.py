@@ -1,0 +1,120 @@
+"""The whole configuration of a run, as frozen dataclasses; YAML only selects and composes.
+
+Every default stands once, in a dataclass. `register` hands the schema to Hydra, so that an unknown key or a
+wrong type is an error at once; `from_hydra` gives back plain dataclasses, and nothing below the command line
+sees Hydra.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from multicoca.eval.evaluator import EvaluationConfig
+from multicoca.model.coca import ModelConfig
+from multicoca.train.loop import TrainConfig
+from multicoca.train.optim import OptimConfig
+from multicoca.train.step import LossConfig
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The tokenizer.
+
+    Attributes:
+        tokenizer: a tokenizer.json with `<bos>`, `<eos>` and `<pad>`; None learns one from the training captions.
+        vocab_size: of a learned one, at the most.
+    """
+
+    tokenizer: str | None = None
+    vocab_size: int = 16384
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the data is and how it is read.
+
+    Attributes:
+        source: `_target_` and arguments of the source.
+        root: the source's folder or manifest.
+        batch_size: pairs of each modality in a step, over all processes.
+        workers: processes that read data, for each rank; None takes one per spare core.
+        max_broken_share: training stops when a larger share of a modality's items cannot be used.
+    """
+
+    source: dict[str, Any] = field(default_factory=dict)
+    root: str | None = None
+    batch_size: int = 64
+    workers: int | None = None
+    max_broken_share: float = 0.05
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run.
+
+    Attributes:
+        name: of the run; its folder is `output`/`name`.
+        output: folder of all runs.
+        seed: of data order, initialisation and evaluation draws.
+        fresh: start anew where an earlier run of this name stands, which is deleted.
+        model: the core's sizes.
+        modalities: `processor` and `encoder` of each modality, by name.
+        text: the tokenizer.
+        data: the source and the batch.
+        optim: optimizer and schedule.
+        loss: the losses' weights.
+        train: length and intervals.
+        evaluation: protocols.
+    """
+
+    name: str = "run"
+    output: str = "runs"
+    seed: int = 0
+    fresh: bool = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    modalities: dict[str, Any] = field(default_factory=dict)
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def register() -> None:
+    """Makes the schema known to Hydra under the name `multicoca_schema`."""
+    ConfigStore.instance().store(name="multicoca_schema", node=_writable(OmegaConf.structured(Config)))
+
+
+def from_hydra(composed: DictConfig) -> Config:
+    """Turns what Hydra composed into the dataclasses."""
+    return OmegaConf.to_object(composed)
+
+
+def to_yaml(config: Config) -> str:
+    """Returns the resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(text: str) -> Config:
+    """Reads what `to_yaml` wrote.
+
+    Raises:
+        omegaconf.errors.OmegaConfBaseException: a key is unknown or a value has the wrong type.
+    """
+    schema = _writable(OmegaConf.structured(Config))
+    return OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(text)))
+
+
+def _writable(node: DictConfig) -> DictConfig:
+    """Lifts the write protection that OmegaConf gives to frozen dataclasses, so that YAML can fill them."""
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _writable(child)
+    return node

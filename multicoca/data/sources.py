@@ -1,0 +1,157 @@
+"""Your own data: a folder with `metadata.jsonl`, or a CSV or JSONL manifest; modalities may be mixed.
+
+A line holds `file_name` (relative to the folder), `text` (a string or a list of strings), and if wanted
+`label`, `split` (train or test), `modality` (where two modalities read the same suffix) and `key`. The form is
+Hugging Face's imagefolder. Whatever cannot be used is a `Problem` with its reason; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from multicoca.data.order import keyed_number
+from multicoca.data.sample import Item, Problem
+from multicoca.modality import Processor
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+_KNOWN = ("file_name", "text", "label", "split", "modality", "key")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source offers.
+
+    Attributes:
+        splits: items by split and modality.
+        problems: the lines that cannot be used.
+        listed: number of lines by split and modality, the unusable ones included.
+    """
+
+    splits: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    listed: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def of(self, split: str) -> dict[str, list[Item]]:
+        """Returns the items of a split by modality; empty when there is no such split."""
+        return self.splits.get(split, {})
+
+
+class Source(Protocol):
+    """Where training and evaluation items come from."""
+
+    def list_items(self, processors: Mapping[str, Processor], seed: int) -> Listing:
+        """Lists all items, for the given modalities."""
+        ...
+
+
+class Folder:
+    """A folder with `metadata.jsonl` or `metadata.csv`, or such a manifest itself.
+
+    Args:
+        root: the folder, or the manifest file.
+        test_share: share of the items that is kept for evaluation where no line says `split`; which ones is a
+            pure function of their keys, so that new files never move old ones.
+
+    Raises:
+        ValueError: there is no such folder or no metadata in it.
+    """
+
+    def __init__(self, root: str | Path, test_share: float = 0.1):
+        if not 0 <= test_share < 1:
+            raise ValueError(f"data.source.test_share is {test_share}; expected a share from 0 to below 1")
+        self.test_share = test_share
+        self.manifest = _find_manifest(Path(root).expanduser())
+
+    def list_items(self, processors: Mapping[str, Processor], seed: int) -> Listing:
+        """Reads the metadata and sorts its lines into splits and modalities."""
+        del seed  # the split depends on keys alone
+        listing = Listing()
+        seen: set[str] = set()
+        for number, line in _lines(self.manifest):
+            key = str(line.get("key") or line.get("file_name") or f"line {number}")
+            split = str(line.get("split") or "") or self._split_of(key)
+            item, reason = _item(line, key, self.manifest.parent, processors)
+            if item is not None and (item.modality, key) in seen:
+                item, reason = None, f"its key '{key}' occurs twice; keys must be unique"
+            modality = item.modality if item is not None else _modality_by_suffix(str(line.get("file_name")), processors)
+            counts = listing.listed.setdefault(split, {})
+            counts[modality or "unknown"] = counts.get(modality or "unknown", 0) + 1
+            if item is None:
+                listing.problems.append(Problem(key, str(line.get("file_name")), reason, split, modality))
+            else:
+                seen.add((item.modality, key))
+                listing.splits.setdefault(split, {}).setdefault(item.modality, []).append(item)
+        return listing
+
+    def _split_of(self, key: str) -> str:
+        return "test" if keyed_number("split", key) / 2**64 < self.test_share else "train"
+
+
+def _find_manifest(root: Path) -> Path:
+    if root.is_file():
+        if root.suffix not in (".csv", ".jsonl"):
+            raise ValueError(f"the manifest {root} is a '{root.suffix}' file; expected .jsonl or .csv")
+        return root
+    if not root.is_dir():
+        raise ValueError(f"data.root is {root}, which does not exist; give a folder or a .jsonl or .csv manifest")
+    for name in METADATA_NAMES:
+        if (root / name).is_file():
+            return root / name
+    raise ValueError(
+        f"{root} holds no metadata.jsonl or metadata.csv; write one line per file, "
+        'for example {"file_name": "photo.jpg", "text": "a red chair"}'
+    )
+
+
+def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number, record); a line that is not a record comes as an empty one."""
+    if manifest.suffix == ".csv":
+        with manifest.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames is None or not {"file_name", "text"} <= set(reader.fieldnames):
+                raise ValueError(f"{manifest} has the columns {reader.fieldnames}; expected at least file_name and text")
+            yield from enumerate(reader, start=2)
+        return
+    with manifest.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            if text.strip():
+                try:
+                    record = json.loads(text)
+                except json.JSONDecodeError:
+                    record = {}
+                yield number, record if isinstance(record, dict) else {}
+
+
+def _item(
+    line: Mapping[str, Any], key: str, folder: Path, processors: Mapping[str, Processor]
+) -> tuple[Item | None, str]:
+    """Returns (item, "") or (None, the reason why the line cannot be used)."""
+    if not line.get("file_name"):
+        return None, "the line is not a JSON object with a file_name"
+    file = folder / str(line["file_name"])
+    modality = str(line.get("modality") or "") or _modality_by_suffix(file.name, processors)
+    if modality not in processors:
+        readable = ", ".join(sorted({suffix for processor in processors.values() for suffix in processor.suffixes}))
+        what = f"modality '{modality}' is not among {', '.join(processors)}" if modality else f"suffix '{file.suffix}' is unknown"
+        return None, f"{what}; readable suffixes: {readable}"
+    if not file.is_file():
+        return None, "the file does not exist"
+    given = line.get("text")
+    texts = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    texts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    if not texts:
+        return None, "it has no caption: text is empty or not a string or list of strings"
+    label = line.get("label")
+    extra = {name: value for name, value in line.items() if name not in _KNOWN}
+    return Item(key, file, modality, tuple(dict.fromkeys(texts)), None if label in (None, "") else str(label), extra), ""
+
+
+def _modality_by_suffix(name: str, processors: Mapping[str, Processor]) -> str:
+    """Returns the first modality that reads a file of this name, or ""."""
+    suffix = Path(name).suffix.lower()
+    return next((modality for modality, processor in processors.items() if suffix in processor.suffixes), "")

@@ -1,0 +1,158 @@
+"""Evaluation of a model on listed items: retrieval, captioning, zero-shot classification, across modalities.
+
+Nothing is ever replaced: an item that cannot be read is named and left out, and every result says how many of
+how many listed items it used. Captions are written before any reference is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from multicoca.data.loader import evaluation_batches
+from multicoca.data.sample import Item, Problem
+from multicoca.eval.captioning import caption_metrics
+from multicoca.eval.prompts import templates_named
+from multicoca.eval.retrieval import across_retrieval, averaged_retrieval
+from multicoca.eval.zero_shot import class_embeddings, zero_shot_accuracy
+from multicoca.model.bundle import Bundle
+
+Judge = Callable[[Item, str], tuple[bool, int, int]]  # (exactly right, facts right, facts in all)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Protocols.
+
+    Attributes:
+        gallery: items of a retrieval gallery, no two with a caption in common.
+        draws: galleries to average over.
+        captions_per_item: captions of each item that retrieval uses; None for all.
+        templates: name of the prompts for zero-shot classification by `label`.
+        meteor: also score METEOR, where Java is installed.
+        batch_size: items read and encoded together.
+        probe_items: items of each modality in the short evaluations during training.
+    """
+
+    gallery: int = 256
+    draws: int = 20
+    captions_per_item: int | None = None
+    templates: str = "photo"
+    meteor: bool = False
+    batch_size: int = 64
+    probe_items: int = 64
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said about the items of one modality.
+
+    Attributes:
+        items: those that were read.
+        embeddings: theirs, one row each.
+        captions: written by the model.
+        problems: items that could not be read.
+    """
+
+    items: tuple[Item, ...]
+    embeddings: Tensor
+    captions: tuple[str, ...]
+    problems: tuple[Problem, ...] = ()
+
+    def protocol_texts(self, per_item: int | None) -> list[tuple[str, ...]]:
+        """Returns each item's captions that retrieval uses."""
+        return [item.texts[:per_item] for item in self.items]
+
+
+def answer(bundle: Bundle, modality: str, items: Sequence[Item], batch_size: int, num_workers: int = 0) -> Answers:
+    """Reads, embeds and captions the items of one modality."""
+    read: list[Item] = []
+    embeddings, captions, problems = [torch.empty(0, bundle.network.config.embedding_width)], [], []
+    batches = evaluation_batches(items, bundle.processors[modality], batch_size, num_workers)
+    with tqdm(total=len(items), desc=f"evaluating {modality}", unit="item", leave=False) as bar:
+        for own, inputs, broken in batches:
+            problems.extend(broken)
+            if inputs is not None:
+                context, rows = bundle.encode(modality, inputs)
+                embeddings.append(rows.cpu())
+                captions.extend(bundle.write(modality, context))
+                read.extend(own)
+            bar.update(len(own) + len(broken))
+    return Answers(tuple(read), torch.cat(embeddings), tuple(captions), tuple(problems))
+
+
+def evaluate_modality(
+    bundle: Bundle, answers: Answers, listed: int, config: EvaluationConfig, seed: int, judge: Judge | None = None
+) -> dict[str, Any]:
+    """Computes all figures of one modality.
+
+    Args:
+        bundle: the model, for texts.
+        answers: what it said.
+        listed: items of the split, unusable ones included.
+        config: protocols.
+        seed: of the gallery draws.
+        judge: decides what is right where more than the references is known.
+
+    Returns:
+        "retrieval", "captioning", "zero_shot" if items have labels, "used" and "listed".
+    """
+    result: dict[str, Any] = {"used": len(answers.items), "listed": listed}
+    if not answers.items:
+        return result
+    texts = answers.protocol_texts(config.captions_per_item)
+    flat = [text for own in texts for text in own]
+    owner = torch.tensor([index for index, own in enumerate(texts) for _ in own])
+    result["retrieval"] = averaged_retrieval(
+        answers.embeddings, bundle.embed_text(flat), owner, flat, config.gallery, config.draws, seed
+    )
+    result["captioning"] = captioning(answers, judge, config.meteor)
+    labelled = [index for index, item in enumerate(answers.items) if item.label is not None]
+    if labelled:
+        names = sorted({answers.items[index].label for index in labelled})
+        classes = class_embeddings(bundle.embed_text, names, templates_named(config.templates))
+        labels = torch.tensor([names.index(answers.items[index].label) for index in labelled])
+        accuracy = zero_shot_accuracy(answers.embeddings[labelled], classes, labels)
+        result["zero_shot"] = {"label": {**accuracy, "templates": config.templates, "listed": listed}}
+    return result
+
+
+def captioning(answers: Answers, judge: Judge | None, meteor: bool = False) -> dict[str, Any]:
+    """Scores the captions against the references and, with a judge, fact by fact."""
+    verdicts = None if judge is None else [judge(*pair) for pair in zip(answers.items, answers.captions, strict=True)]
+    is_right = None if verdicts is None else lambda index, caption: verdicts[index][0]
+    scores = caption_metrics(answers.captions, [item.texts for item in answers.items], is_right, meteor)
+    if verdicts is not None:
+        scores["attributes"] = sum(right for _, right, _ in verdicts) / sum(total for *_, total in verdicts)
+    return scores
+
+
+def evaluate_across(
+    answers: Mapping[str, Answers], config: EvaluationConfig, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Retrieves items of one modality by those of another with the same key, for every ordered pair.
+
+    Returns:
+        Figures by "first_to_second"; pairs of modalities without common keys are left out.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for first, second in permutations(answers, 2):
+        rows = {item.key: index for index, item in enumerate(answers[second].items)}
+        pairs = [(index, rows[item.key]) for index, item in enumerate(answers[first].items) if item.key in rows]
+        if not pairs or f"{first}_to_{second}" in results:
+            continue
+        sides = [(answers[first], [a for a, _ in pairs]), (answers[second], [b for _, b in pairs])]
+        embeddings = [side.embeddings[chosen] for side, chosen in sides]
+        texts = [[side.items[index].texts[:1] for index in chosen] for side, chosen in sides]
+        found = across_retrieval(*embeddings, *texts, config.gallery, config.draws, seed)
+        shared = {key: value for key, value in found.items() if not isinstance(value, dict)}
+        shared |= {"used": len(pairs)}
+        results[f"{first}_to_{second}"] = {**found["first_to_second"], **shared}
+        results[f"{second}_to_{first}"] = {**found["second_to_first"], **shared}
+    return results

@@ -1,0 +1,91 @@
+"""The whole evaluation of a model on a source: every modality, across modalities, held-out combinations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from multicoca.data.sample import Problem
+from multicoca.data.sources import Listing
+from multicoca.eval.evaluator import (
+    Answers,
+    EvaluationConfig,
+    answer,
+    captioning,
+    evaluate_across,
+    evaluate_modality,
+)
+from multicoca.eval.shapes import attribute_accuracy, scene_judge
+from multicoca.model.bundle import Bundle
+
+TEST, COMPOSITION = "test", "composition"
+
+
+def evaluate(
+    bundle: Bundle, listing: Listing, config: EvaluationConfig, seed: int, num_workers: int = 0
+) -> tuple[dict[str, Any], dict[str, Answers], list[Problem]]:
+    """Evaluates on the test split and, where there is one, on held-out combinations.
+
+    Returns:
+        (results in the form of results.json, answers by modality, items that could not be read).
+
+    Raises:
+        ValueError: there is no test item of any modality.
+    """
+    results: dict[str, Any] = {"modalities": {}, "across": {}, "protocol": protocol(config, seed)}
+    answers: dict[str, Answers] = {}
+    problems = [problem for problem in listing.problems if problem.split in (TEST, COMPOSITION)]
+    for modality, items in listing.of(TEST).items():
+        if modality not in bundle.processors:
+            continue
+        found = answers[modality] = answer(bundle, modality, items, config.batch_size, num_workers)
+        problems.extend(found.problems)
+        judge = scene_judge(found.items, bundle.processors[modality])
+        listed = listing.listed[TEST][modality]
+        result = evaluate_modality(bundle, found, listed, config, seed, judge)
+        if judge is not None:
+            result["zero_shot"] = attribute_accuracy(bundle, found)
+        held_out = listing.of(COMPOSITION).get(modality)
+        if held_out:
+            unseen = answer(bundle, modality, held_out, config.batch_size, num_workers)
+            problems.extend(unseen.problems)
+            scores = captioning(unseen, scene_judge(unseen.items, bundle.processors[modality]))
+            result["composition"] = {**scores, "listed": listing.listed[COMPOSITION][modality]}
+        results["modalities"][modality] = result
+    if not answers:
+        raise ValueError("there is no test item of any of the model's modalities; give some lines the split 'test'")
+    results["across"] = evaluate_across(answers, config, seed)
+    return results, answers, problems
+
+
+def protocol(config: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """Says how the figures were made."""
+    return {
+        "retrieval": f"galleries of {config.gallery} items without common captions, mean of {config.draws} draws; "
+        "expected rank under ties",
+        "captions_per_item": config.captions_per_item or "all",
+        "decoding": "greedy",
+        "captioning": "exact_match: any valid caption (a reference, or any true and complete phrasing where the "
+        "scene is known); BLEU-4, ROUGE-L and CIDEr-D of pycocoevalcap",
+        "seed": seed,
+    }
+
+
+def probe(
+    bundle: Bundle, items: Mapping[str, list], config: EvaluationConfig
+) -> tuple[dict[str, float], dict[str, Answers]]:
+    """Evaluates captions of a few items of each modality, for the log during training.
+
+    Returns:
+        (figures by TensorBoard tag, answers by modality).
+    """
+    scalars: dict[str, float] = {}
+    answers: dict[str, Answers] = {}
+    for modality, own in items.items():
+        found = answers[modality] = answer(bundle, modality, own[: config.probe_items], config.batch_size)
+        if found.items:
+            scores = captioning(found, scene_judge(found.items, bundle.processors[modality]))
+            for name in ("exact_match", "attributes"):
+                if name in scores:
+                    scalars[f"evaluation/{name}/{modality}"] = scores[name]
+    return scalars, answers

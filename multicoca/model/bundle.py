@@ -1,0 +1,58 @@
+"""A model with all it needs to be used: processors, tokenizer and the network; what evaluation and the API run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from multicoca.modality import Processor
+from multicoca.model.coca import CoCa
+from multicoca.model.generate import generate_greedy
+from multicoca.text.tokenizer import TextTokenizer
+from multicoca.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Network, tokenizer and processors by modality.
+
+    Attributes:
+        network: the CoCa model on its device.
+        tokenizer: made for it.
+        processors: who reads files, by modality.
+    """
+
+    network: CoCa
+    tokenizer: TextTokenizer
+    processors: Mapping[str, Processor]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @torch.no_grad()
+    def encode(
+        self, modality: str, inputs: Mapping[str, Tensor]
+    ) -> tuple[Tokens, Float[Tensor, "batch embedding"]]:
+        """Encodes collated inputs; returns (context for `write`, embeddings of length 1)."""
+        return self.network.encode(modality, {name: value.to(self.device) for name, value in inputs.items()})
+
+    @torch.no_grad()
+    def write(self, modality: str, context: Tokens) -> list[str]:
+        """Writes a caption for each item, greedily."""
+        ids = generate_greedy(self.network, modality, context, self.tokenizer.begin_id, self.tokenizer.end_id)
+        return self.tokenizer.decode(ids[:, 1:])
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "texts embedding"]:
+        """Returns the embeddings of texts, length 1, fp32, on the CPU."""
+        parts = [torch.empty(0, self.network.config.embedding_width)]
+        for start in range(0, len(texts), batch_size):
+            ids, lengths = self.tokenizer(texts[start : start + batch_size])
+            parts.append(self.network.encode_text(ids.to(self.device), lengths.to(self.device)).float().cpu())
+        return torch.cat(parts)

@@ -1,0 +1,161 @@
+"""The CoCa model over any set of modalities: shared poolers and text decoder, encoders and heads by name.
+
+Source: CoCa (arXiv 2205.01917), section 3.2; what is shared follows VideoCoCa (arXiv 2212.04979), which feeds
+other tokens to the same poolers. The names of modalities are keys, never code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from multicoca.model.heads import ModalityHeads
+from multicoca.model.pooler import build_poolers
+from multicoca.model.text_decoder import TextDecoder
+from multicoca.nn.init import initialize
+from multicoca.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The core's sizes.
+
+    Attributes:
+        width: size of the core's vectors.
+        num_heads: attention heads of decoder and poolers.
+        mlp_width: hidden size of the decoder's MLPs.
+        unimodal_layers: layers of the text-only half.
+        multimodal_layers: layers of the half that sees the context.
+        embedding_width: size of the contrastive space.
+        pooler: cascade (the paper's), parallel, shared or none.
+        num_queries: tokens of the decoder's context, for every pooler but `none`.
+        caption_heads: "separate" (one for each modality) or "shared".
+        context_length: the longest text, in tokens with BOS and EOS.
+    """
+
+    width: int = 768
+    num_heads: int = 12
+    mlp_width: int = 3072
+    unimodal_layers: int = 12
+    multimodal_layers: int = 12
+    embedding_width: int = 768
+    pooler: str = "cascade"
+    num_queries: int = 256
+    caption_heads: str = "separate"
+    context_length: int = 64
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one batch gives to the losses.
+
+    Attributes:
+        source: contrastive embeddings of the sources, length 1, fp32.
+        text: contrastive embeddings of the texts, length 1, fp32.
+        logit_scale: 1 / temperature of the modality.
+        caption_logits: logits at the tokens that have a next one, all texts one after another.
+        caption_targets: the next tokens.
+    """
+
+    source: Float[Tensor, "batch embedding"]
+    text: Float[Tensor, "batch embedding"]
+    logit_scale: Float[Tensor, "1"]
+    caption_logits: Float[Tensor, "targets vocabulary"]
+    caption_targets: Int[Tensor, "targets"]
+
+
+class CoCa(nn.Module):
+    """Encodes sources of several modalities and texts, and predicts captions.
+
+    Args:
+        config: the core's sizes.
+        encoders: an encoder for each modality, by name.
+        vocab_size: number of token ids.
+        generator: randomness of the initialisation; None takes torch's global one.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        encoders: Mapping[str, nn.Module],
+        vocab_size: int,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if config.caption_heads not in ("separate", "shared"):
+            raise ValueError(f"model.caption_heads is '{config.caption_heads}'; choose 'separate' or 'shared'")
+        self.config = config
+        self.encoders = nn.ModuleDict(encoders)
+        self.poolers = build_poolers(config.pooler, config.width, config.num_heads, config.num_queries)
+        self.text = TextDecoder(
+            vocab_size,
+            config.context_length,
+            config.width,
+            config.num_heads,
+            config.mlp_width,
+            config.unimodal_layers,
+            config.multimodal_layers,
+        )
+        self.text_projection = nn.Linear(config.width, config.embedding_width, bias=False)
+        shared_head = nn.Linear(config.width, vocab_size, bias=False) if config.caption_heads == "shared" else None
+        self.heads = nn.ModuleDict()
+        for name, encoder in encoders.items():
+            caption_head = shared_head or nn.Linear(config.width, vocab_size, bias=False)
+            self.heads[name] = ModalityHeads(encoder.width, config.width, config.embedding_width, caption_head)
+        initialize(self, config.unimodal_layers + config.multimodal_layers, generator=generator)
+
+    def encode(self, modality: str, inputs: dict[str, Tensor]) -> tuple[Tokens, Float[Tensor, "batch embedding"]]:
+        """Encodes a batch of sources.
+
+        Args:
+            modality: a key of `encoders`.
+            inputs: what that modality's processor collates.
+
+        Returns:
+            (the context for `caption_logits` and decoding, the contrastive embedding of length 1).
+        """
+        tokens = self.encoders[modality](inputs)
+        heads = self.heads[modality]
+        context, pooled = self.poolers(tokens.with_values(heads.adapter(tokens.values)))
+        return context, heads.embed(pooled)
+
+    def encode_text(
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch embedding"]:
+        """Returns the contrastive embeddings of texts, length 1, fp32."""
+        return self._project_text(self.text.unimodal(ids, lengths)[1])
+
+    def forward(
+        self,
+        modality: str,
+        inputs: dict[str, Tensor],
+        ids: Int[Tensor, "batch length"],
+        lengths: Int[Tensor, "batch"],
+    ) -> Outputs:
+        """Encodes pairs of sources and texts and predicts each next token of the texts."""
+        context, source = self.encode(modality, inputs)
+        texts, cls = self.text.unimodal(ids, lengths)
+        hidden = self.text.multimodal(texts[:, :-1], context)
+        has_next = torch.arange(ids.shape[1] - 1, device=ids.device) < lengths[:, None] - 1
+        return Outputs(
+            source,
+            self._project_text(cls),
+            self.heads[modality].logit_scale(),
+            self.heads[modality].caption_head(hidden[has_next]),
+            ids[:, 1:][has_next],
+        )
+
+    def next_token_logits(
+        self, modality: str, ids: Int[Tensor, "batch length"], context: Tokens
+    ) -> Float[Tensor, "batch vocabulary"]:
+        """Returns the fp32 logits of the token that follows `ids`, all of them real."""
+        hidden = self.text.multimodal(self.text.prefix(ids), context)
+        return self.heads[modality].caption_head(hidden[:, -1]).float()
+
+    def _project_text(self, cls: Tensor) -> Tensor:
+        return F.normalize(self.text_projection(cls).float(), dim=-1)

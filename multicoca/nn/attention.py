@@ -1,0 +1,88 @@
+"""Multi-head attention: self-attention with a causal flag, cross-attention with a key mask.
+
+Causality is a flag, never a dense mask: the text decoder arranges its tokens so that a flag is enough
+(see `multicoca.model.text_decoder`). Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def attend(
+    q: Float[Tensor, "batch heads queries depth"],
+    k: Float[Tensor, "batch heads keys depth"],
+    v: Float[Tensor, "batch heads keys depth"],
+    causal: bool = False,
+    mask: Bool[Tensor, "batch 1 1 keys"] | None = None,
+) -> Float[Tensor, "batch heads queries depth"]:
+    """Scaled dot-product attention by PyTorch's fused kernel, except where its backward pass is slow.
+
+    On a CPU in bf16 that pass takes five times as long as two matrix products and a softmax do
+    (`benchmarks/attention_cpu.py`).
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return attend_by_products(q, k, v, causal, mask)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """The same as `attend`, as written in the paper's equation 1."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ v
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        _check_heads(width, num_heads)
+        self.num_heads = num_heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"], causal: bool) -> Float[Tensor, "batch tokens width"]:
+        """Attends; with `causal`, no token sees a later one."""
+        q, k, v = rearrange(self.query_key_value(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        mixed = attend(q, k, v, causal=causal)
+        return self.out(rearrange(mixed, "b h t d -> b t (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Attention of queries to a context of the same width."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        _check_heads(width, num_heads)
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries width"],
+        context: Float[Tensor, "batch keys width"],
+        context_mask: Bool[Tensor, "batch keys"] | None = None,
+    ) -> Float[Tensor, "batch queries width"]:
+        """Attends to the context; where `context_mask` is False nothing is seen."""
+        q = rearrange(self.query(x), "b t (h d) -> b h t d", h=self.num_heads)
+        k, v = rearrange(self.key_value(context), "b t (two h d) -> two b h t d", two=2, h=self.num_heads)
+        visible = None if context_mask is None else context_mask[:, None, None, :]
+        mixed = attend(q, k, v, mask=visible)
+        return self.out(rearrange(mixed, "b h t d -> b t (h d)"))
+
+
+def _check_heads(width: int, num_heads: int) -> None:
+    if width % num_heads:
+        raise ValueError(f"width {width} cannot be split over {num_heads} heads; make it a multiple of num_heads")

@@ -1,0 +1,62 @@
+"""The transformer block of both halves of the text decoder: pre-norm, one MLP.
+
+With cross-attention the order is causal self-attention, cross-attention, MLP (CoCa, arXiv 2205.01917,
+section 3.2); open_clip's variant with a second MLP is not this block.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicoca.nn.attention import CrossAttention, SelfAttention
+from multicoca.tokens import Tokens
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Applies the MLP to each vector."""
+        return self.down(F.gelu(self.up(x)))
+
+
+class UnimodalBlock(nn.Module):
+    """Causal self-attention and MLP."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_width)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """Applies the block; no token sees a later one."""
+        x = x + self.attention(self.norm_attention(x), causal=True)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class MultimodalBlock(nn.Module):
+    """Causal self-attention, cross-attention to the context and MLP."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads)
+        self.norm_cross = nn.LayerNorm(width)
+        self.cross_attention = CrossAttention(width, num_heads)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_width)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"], context: Tokens) -> Float[Tensor, "batch tokens width"]:
+        """Applies the block; the context comes normalised from the pooler."""
+        x = x + self.attention(self.norm_attention(x), causal=True)
+        x = x + self.cross_attention(self.norm_cross(x), context.values, context.mask)
+        return x + self.mlp(self.norm_mlp(x))

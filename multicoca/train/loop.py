@@ -1,0 +1,159 @@
+"""The training loop: steps, log, checkpoints, evaluations, and an orderly end on a signal.
+
+The loop knows batches and names, nothing of what they hold. Its only state is the model, the optimizer and the
+step number; the same call after an interruption goes on where the last checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from multicoca.data.ledger import BrokenShare, Ledger
+from multicoca.data.loader import Steps, training_batches, usable_workers
+from multicoca.distributed.collectives import broadcast_parameters, rank, sum_over_ranks, world_size
+from multicoca.model.coca import CoCa
+from multicoca.train.checkpoint import load_latest, save_checkpoint
+from multicoca.train.metrics import PeakMemory, TrainingLog
+from multicoca.train.optim import OptimConfig, build_optimizer, learning_rate
+from multicoca.train.precision import choose_precision
+from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train and how often to do what, in steps.
+
+    Attributes:
+        steps: optimizer steps of the run.
+        precision: "auto" (bf16 autocast where it is measured to be faster), "fp32" or "bf16".
+        log_every: for scalars.
+        checkpoint_every: for checkpoints; one is also written at the end and on a signal.
+        evaluate_every: for the short evaluations in between; 0 for none.
+    """
+
+    steps: int = 1000
+    precision: str = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 500
+    evaluate_every: int = 0
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How training ended.
+
+    Attributes:
+        steps: steps done in all.
+        seconds: time they took, earlier runs included.
+        signal_number: what ended it before its time, or None when it is finished.
+        peak_memory_gib: of this process and its workers, since this start.
+    """
+
+    steps: int
+    seconds: float
+    signal_number: int | None
+    peak_memory_gib: float
+
+
+class _StopSignal:
+    """Notes SIGINT and SIGTERM; the second one of a kind has its usual effect."""
+
+    def __enter__(self) -> _StopSignal:
+        self.number: int | None = None
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.number = number
+        signal.signal(number, self._previous[number])
+
+    def __exit__(self, *error: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def seen_by_any(self, device: torch.device) -> int | None:
+        """Returns the signal that any rank has got; all ranks get the same answer."""
+        if world_size() == 1:
+            return self.number
+        total = sum_over_ranks(torch.tensor(float(self.number is not None), device=device))
+        return (self.number or signal.SIGTERM) if total > 0 else None
+
+
+def train(
+    model: CoCa,
+    steps: Steps,
+    folder: Path,
+    config: TrainConfig,
+    optim: OptimConfig,
+    loss: LossConfig,
+    ledger: Ledger,
+    broken_share: BrokenShare,
+    num_workers: int | None = None,
+    evaluate: Callable[[int, SummaryWriter], None] | None = None,
+) -> TrainOutcome:
+    """Trains from the newest checkpoint in `folder`, or from the start, to the last step or a signal.
+
+    Args:
+        model: on its device.
+        steps: the batches of each step.
+        folder: the run's folder, for `checkpoints/` and `tensorboard/`.
+        config: how long and how often.
+        optim: the optimizer's settings.
+        loss: the losses' weights.
+        ledger: takes files that cannot be read.
+        broken_share: stops the run when they are too many.
+        num_workers: processes that read data; None for one per spare core.
+        evaluate: called on rank 0 at evaluations with the step and the TensorBoard writer.
+    """
+    device = next(model.parameters()).device
+    broadcast_parameters(model)
+    optimizer = build_optimizer(model, optim)
+    first, earlier_s = load_latest(folder / "checkpoints", model, optimizer)
+    autocast, reason = choose_precision(config.precision, device, model.config.width)
+    log = TrainingLog(folder / "tensorboard", first, config.steps, visible=rank() == 0)
+    log.bar.write(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
+    memory, started, done = PeakMemory(), time.perf_counter(), first
+    batches = iter(training_batches(steps, first, config.steps, usable_workers(num_workers)))
+    model.train()
+    with _StopSignal() as stop:
+        for step in range(first, config.steps):
+            own = next(batches)
+            losses = accumulate_gradients(model, own, loss, autocast)
+            rate = learning_rate(step, config.steps, optim)
+            norm = optimizer_step(model, optimizer, rate, optim.clip_norm)
+            done = step + 1
+            for batch in own:
+                ledger.add(batch.problems)
+                broken_share.add(batch.modality, (problem.key for problem in batch.problems))
+            log.count(sum(len(batch.keys) for batch in own) * world_size())
+            if done % config.log_every == 0 or done == config.steps:
+                scalars = {tag: float(value) for tag, value in losses.items()}
+                scalars |= {f"temperature/{name}": 1 / float(head.logit_scale()) for name, head in model.heads.items()}
+                scalars |= {"learning_rate": rate, "gradient_norm": float(norm), "memory_gib": memory.sample()}
+                log.write(done, scalars)
+            signal_number = stop.seen_by_any(device)
+            if signal_number or done % config.checkpoint_every == 0 or done == config.steps:
+                seconds = earlier_s + time.perf_counter() - started
+                save_checkpoint(folder / "checkpoints", done, seconds, model, optimizer)
+            if signal_number:
+                log.bar.write(f"stopped by signal {signal_number}; step {done} is saved, the same command goes on")
+                break
+            if evaluate and config.evaluate_every and done % config.evaluate_every == 0 and done < config.steps:
+                if rank() == 0:
+                    model.eval()
+                    evaluate(done, log.writer)
+                    model.train()
+                log.pause()
+    log.close()
+    finished = done == config.steps
+    seconds = earlier_s + time.perf_counter() - started
+    return TrainOutcome(done, seconds, None if finished else signal_number, memory.sample())

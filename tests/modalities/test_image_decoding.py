@@ -1,0 +1,209 @@
+"""Every kind of image file that Pillow can write decodes to the picture it shows, or says why not."""
+
+import io
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from multicoca_image import ImageProcessor
+from PIL import Image
+
+from multicoca.modality import UnreadableFileError
+
+PROCESSOR = ImageProcessor(size_px=32)
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def picture(height: int = 24, width: int = 40) -> Image.Image:
+    """Four corners that cannot be confused: red, green / blue, black."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2, 0] = 255
+    pixels[: height // 2, width // 2 :, 1] = 255
+    pixels[height // 2 :, : width // 2, 2] = 255
+    return Image.fromarray(pixels)
+
+
+def assert_shows(decoded: Image.Image, expected: Image.Image, tolerance: float = 1.0) -> None:
+    assert decoded.mode == "RGB"
+    assert decoded.size == expected.size
+    assert np.abs(np.asarray(decoded, float) - np.asarray(expected, float)).mean() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tolerance"),
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("GIF", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 90}, 6),
+        ("JPEG", {"quality": 95, "subsampling": 0}, 3),
+        ("JPEG", {"quality": 95, "progressive": True, "subsampling": 0}, 3),
+    ],
+)
+@pytest.mark.parametrize("from_path", [False, True])
+def test_formats_decode_to_the_picture(kind, options, tolerance, from_path, tmp_path: Path):
+    data = encode(picture(), kind, **options)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    assert_shows(PROCESSOR.decode(path if from_path else data), picture(), tolerance)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation, kind):
+    stored_as = {  # how a camera held this way stores the upright picture: the inverse of what EXIF tells to do
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = picture() if stored_as is None else picture().transpose(stored_as)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True}}[kind]
+    assert_shows(PROCESSOR.decode(encode(stored, kind, exif=exif, **options)), picture(), 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_unreadable_exif_does_not_spoil_the_picture():
+    data = encode(picture(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xffgarbage", quality=95, subsampling=0)
+    assert_shows(PROCESSOR.decode(data), picture(), 3)
+
+
+def test_alpha_is_laid_over_white():
+    image = picture().convert("RGBA")
+    image.putalpha(Image.fromarray(np.repeat(np.array([[0, 128, 255, 255]], np.uint8), 24, 0).repeat(10, 1)))
+    expected = np.asarray(picture(), float)
+    alpha = np.asarray(image.getchannel("A"), float)[..., None] / 255
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
+        assert_shows(
+            PROCESSOR.decode(encode(image, kind, **options)),
+            Image.fromarray((expected * alpha + 255 * (1 - alpha)).round().astype(np.uint8)),
+        )
+
+
+def test_grey_with_alpha_is_laid_over_white():
+    decoded = PROCESSOR.decode(encode(Image.new("LA", (4, 4), (0, 51)), "PNG"))
+    assert decoded.getpixel((0, 0)) == (204, 204, 204)
+
+
+def test_palette_and_its_transparency():
+    image = picture().quantize(4)
+    assert_shows(PROCESSOR.decode(encode(image, "PNG")), picture())
+    red = image.getpixel((0, 0))
+    decoded = PROCESSOR.decode(encode(image, "PNG", transparency=red))
+    assert decoded.getpixel((0, 0)) == (255, 255, 255)
+    assert decoded.getpixel((39, 0)) == (0, 255, 0)
+    partly = bytes(128 if index == red else 255 for index in range(4))
+    assert PROCESSOR.decode(encode(image, "PNG", transparency=partly)).getpixel((0, 0)) == (255, 127, 127)
+
+
+def test_transparent_colour_of_an_rgb_png_is_white():
+    decoded = PROCESSOR.decode(encode(picture(), "PNG", transparency=(255, 0, 0)))
+    assert decoded.getpixel((0, 0)) == (255, 255, 255)
+    assert decoded.getpixel((39, 0)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_grey_and_bilevel(mode):
+    image = Image.new(mode, (4, 4), 0)
+    image.putpixel((1, 2), 255)
+    decoded = PROCESSOR.decode(encode(image, "PNG"))
+    assert (decoded.getpixel((0, 0)), decoded.getpixel((1, 2))) == ((0, 0, 0), (255, 255, 255))
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+    levels = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    decoded = PROCESSOR.decode(encode(Image.fromarray(levels), "PNG"))
+    assert np.asarray(decoded)[0, :, 0].tolist() == [0, 1, 1, 128, 255]
+
+
+def test_cmyk_jpeg():
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, full magenta and yellow: red
+    red, green, blue = PROCESSOR.decode(encode(image, "JPEG", quality=95)).getpixel((8, 8))
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert PROCESSOR.decode(data).getpixel((4, 4)) == (255, 0, 0)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims a huge size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("error")  # Pillow's own limit must not speak up first
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_huge_size_in_the_header_is_refused_before_decoding(side):
+    with pytest.raises(UnreadableFileError, match=rf"{side} x {side} .* at most 89478485 .*max_pixels"):
+        PROCESSOR.decode(bomb(side, side))
+
+
+def test_max_pixels_is_the_last_size_accepted_and_may_exceed_pillows(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's limit, far below
+    data = encode(picture(), "PNG")
+    assert ImageProcessor(max_pixels=24 * 40).decode(data).size == (40, 24)
+    with pytest.raises(UnreadableFileError, match="at most 959"):
+        ImageProcessor(max_pixels=24 * 40 - 1).decode(data)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("share", [0.03, 0.3, 0.8])
+def test_truncated_files_say_so(kind, share):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, kind)
+    with pytest.raises(UnreadableFileError, match="is a broken|is none of"):
+        PROCESSOR.decode(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_random_damage_never_raises_anything_else(kind):
+    data = encode(picture(), kind)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(data)
+        for position in rng.integers(0, len(data), size=4):
+            damaged[position] = rng.integers(256)
+        try:
+            assert PROCESSOR.decode(bytes(damaged)).mode == "RGB"
+        except UnreadableFileError as error:
+            assert str(error)  # noqa: PT017
+
+
+def test_empty_foreign_and_missing_files_say_so(tmp_path: Path):
+    with pytest.raises(UnreadableFileError, match="empty"):
+        PROCESSOR.decode(b"")
+    with pytest.raises(UnreadableFileError, match=r"none of JPEG, PNG.*html"):
+        PROCESSOR.decode(b"<!doctype html><title>404</title>")
+    with pytest.raises(UnreadableFileError, match=r"gone\.jpg.*No such file"):
+        PROCESSOR.decode(tmp_path / "gone.jpg")
+    with pytest.raises(UnreadableFileError, match="directory"):
+        PROCESSOR.decode(tmp_path)
+
+
+def test_a_processor_survives_pickling():
+    assert pickle.loads(pickle.dumps(PROCESSOR)) == PROCESSOR

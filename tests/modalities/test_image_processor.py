@@ -1,0 +1,164 @@
+"""From a picture to a sample: exact values, crops that repeat, and scenes as files."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from multicoca_image import ImageProcessor
+from PIL import Image
+
+from multicoca.data.shapes import draw_scene
+from multicoca.data.shapes.geometry import front_view
+from multicoca.modality import Processor, SceneRenderer
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def gradient(height: int, width: int) -> Image.Image:
+    rows, columns = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([rows * 255 // height, columns * 255 // width, rows * 0], -1).astype(np.uint8))
+
+
+def test_it_is_a_processor_that_renders_scenes():
+    assert isinstance(ImageProcessor(), Processor)
+    assert isinstance(ImageProcessor(), SceneRenderer)
+
+
+def test_importing_the_package_imports_no_optional_package():
+    code = "import sys, multicoca_image; print(sorted({'timm', 'torchvision'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_normalisation_is_exact():
+    processor = ImageProcessor(size_px=2, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+    pixels = processor.preprocess(Image.new("RGB", (2, 2), (255, 0, 51)), False, seeded())["pixels"]
+    assert pixels.dtype == torch.float32
+    assert pixels.shape == (3, 2, 2)
+    assert pixels.is_contiguous()
+    torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([1.0, -1.0, 0.2]))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_picture_of_the_right_size_is_only_normalised(train):
+    image = noise(16, 16)
+    pixels = ImageProcessor(size_px=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).preprocess(image, train, seeded())[
+        "pixels"
+    ]
+    torch.testing.assert_close(pixels * 255, torch.from_numpy(np.array(image)).permute(2, 0, 1).float())
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("height", "width"), [(50, 83), (83, 50), (20, 20), (9, 31), (1, 1), (32, 77)])
+def test_testing_equals_torchvisions_resize_and_centre_crop(height, width, interpolation):
+    transforms = pytest.importorskip("torchvision.transforms.v2")
+    image = noise(height, width)
+    mode = transforms.InterpolationMode(interpolation)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    expected = transforms.CenterCrop(32)(transforms.Resize(32, interpolation=mode, antialias=True)(tensor))
+    processor = ImageProcessor(size_px=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation=interpolation)
+    pixels = processor.preprocess(image, False, seeded())["pixels"]
+    torch.testing.assert_close(pixels * 255, expected.float())
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 20_000), (20_000, 3)])
+def test_very_long_pictures_cost_no_memory_and_keep_their_centre(height, width):
+    image = gradient(height, width)
+    pixels = ImageProcessor(size_px=224, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).preprocess(image, False, seeded())[
+        "pixels"
+    ]
+    along = pixels[1 if width > height else 0]
+    assert pixels.shape == (3, 224, 224)
+    assert along.min() > 0.49
+    assert along.max() < 0.51
+
+
+def test_the_same_generator_gives_the_same_crop_and_another_another():
+    processor, image = ImageProcessor(size_px=24, train_scale=(0.3, 1.0), horizontal_flip=True), noise(60, 40)
+    first, again, other = (processor.preprocess(image, True, seeded(seed))["pixels"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_preprocessing_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    ImageProcessor(size_px=24, train_scale=(0.3, 1.0), horizontal_flip=True).preprocess(noise(60, 40), True, seeded())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_random_crops_keep_the_share_of_the_area_they_should():
+    processor = ImageProcessor(size_px=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), train_scale=(0.25, 0.5))
+    image, shares, centres = gradient(200, 200), [], []
+    generator = seeded()
+    for _ in range(200):
+        pixels = processor.preprocess(image, True, generator)["pixels"]
+        height, width = (pixels[c].max() - pixels[c].min() for c in (0, 1))
+        shares.append(float(height * width) * (32 / 31) ** 2)
+        centres.append([float(pixels[c].mean()) for c in (0, 1)])
+    assert 0.22 < min(shares) < 0.28
+    assert 0.46 < max(shares) < 0.53
+    assert np.abs(np.mean(centres, axis=0) - 0.5).max() < 0.03
+    assert np.std(centres, axis=0).min() > 0.08
+
+
+def test_random_crops_of_pictures_too_long_for_any_take_the_centre():
+    processor = ImageProcessor(size_px=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), train_scale=(0.9, 1.0))
+    pixels = processor.preprocess(gradient(10, 400), True, seeded())["pixels"]
+    assert abs(float(pixels[1].mean()) - 0.5) < 0.02
+
+
+def test_half_of_the_training_samples_are_mirrored_and_no_test_sample():
+    processor, image = ImageProcessor(size_px=8, horizontal_flip=True), noise(8, 8)
+    straight = ImageProcessor(size_px=8).preprocess(image, True, seeded())["pixels"]
+    generator = seeded()
+    samples = [processor.preprocess(image, True, generator)["pixels"] for _ in range(200)]
+    mirrored = [torch.equal(sample, straight.flip(2)) for sample in samples]
+    assert all(flip or torch.equal(sample, straight) for flip, sample in zip(mirrored, samples, strict=True))
+    assert 75 < sum(mirrored) < 125
+    assert torch.equal(processor.preprocess(image, False, generator)["pixels"], straight)
+
+
+def test_collate_stacks_and_thumbnails_are_small_copies():
+    processor = ImageProcessor(size_px=8)
+    sample = processor.preprocess(noise(9, 9), False, seeded())
+    assert processor.collate([sample, sample])["pixels"].shape == (2, 3, 8, 8)
+    image = noise(400, 800)
+    assert processor.thumbnail(image).size == (160, 80)
+    assert image.size == (800, 400)
+    assert processor.thumbnail(noise(20, 30)).size == (30, 20)
+
+
+def test_rendered_scenes_decode_to_their_front_view():
+    processor, scene = ImageProcessor(scene_size_px=64), draw_scene(0, "train", 3)
+    data = processor.render(scene)
+    assert data == processor.render(scene)
+    assert data[:3] == b"\xff\xd8\xff"
+    difference = np.asarray(processor.decode(data), float) - front_view(scene, 0.5, 64)
+    assert np.abs(difference).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size_px": 0}, "size_px is 0"),
+        ({"interpolation": "nearest"}, "bilinear, bicubic"),
+        ({"train_scale": (0.5, 1.5)}, "train_scale"),
+        ({"train_scale": (0.0, 1.0)}, "train_scale"),
+        ({"std": (1.0, 0.0, 1.0)}, "std"),
+        ({"mean": (0.5,)}, "mean"),
+    ],
+)
+def test_impossible_settings_say_so(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ImageProcessor(**settings)
+
+
+def test_lists_from_yaml_are_accepted():
+    assert ImageProcessor(mean=[0.1, 0.2, 0.3], train_scale=[1.0, 1.0]) == ImageProcessor(mean=(0.1, 0.2, 0.3))

@@ -1,0 +1,227 @@
+"""The processor: exact axes, units and normalisation, subsets, padding, thumbnails, rendered scenes."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from multicoca.data.shapes import draw_scene
+from multicoca.data.shapes.geometry import surface_points
+from multicoca.modality import Processor, SceneRenderer
+from multicoca_points import PointCloud, PointsAugmentation, PointsProcessor
+
+CORNERS = np.array([[1, 2, 3], [-1, 0, 4], [5, 6, 7]], dtype=np.float32)
+
+
+def cloud_of(count: int, seed: int = 0, colored: bool = True) -> PointCloud:
+    rng = np.random.default_rng(seed)
+    colors = rng.random((count, 3), dtype=np.float32) if colored else None
+    return PointCloud(rng.normal(size=(count, 3)).astype(np.float32), colors)
+
+
+def sample_of(processor: PointsProcessor, cloud: PointCloud, train: bool = False, seed: int = 0) -> dict:
+    return processor.preprocess(cloud, train, torch.Generator().manual_seed(seed))
+
+
+def test_it_keeps_both_protocols():
+    assert isinstance(PointsProcessor(), Processor)
+    assert isinstance(PointsProcessor(), SceneRenderer)
+
+
+@pytest.mark.parametrize(
+    ("up_axis", "expected"),
+    [("z", [1, 2, 3]), ("y", [1, -3, 2]), ("x", [-3, 2, 1])],
+)
+def test_the_up_axis_becomes_z_by_a_rotation(up_axis, expected):
+    processor = PointsProcessor(up_axis=up_axis, normalize="none")
+    turned = sample_of(processor, PointCloud(CORNERS))["xyz"].numpy()
+    np.testing.assert_array_equal(turned[0], expected)
+    np.testing.assert_array_equal(turned[:, 2], CORNERS[:, "xyz".index(up_axis)])
+    assert np.linalg.det(turned) == pytest.approx(np.linalg.det(CORNERS), rel=1e-5)  # no mirror image
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("m", 1), ("cm", 0.01), ("mm", 0.001), ("ft", 0.3048), ("in", 0.0254)])
+def test_units_become_metres(unit, factor):
+    scaled = sample_of(PointsProcessor(unit=unit, normalize="none"), PointCloud(CORNERS))["xyz"]
+    np.testing.assert_allclose(scaled, CORNERS * factor, rtol=1e-6)
+
+
+def test_normalizations_have_exact_values():
+    cloud = PointCloud(np.array([[0, 0, 0], [4, 0, 0], [2, 6, 0]], dtype=np.float32))  # centroid (2, 2, 0)
+    centered = np.array([[-2, -2, 0], [2, -2, 0], [0, 4, 0]])
+    assert sample_of(PointsProcessor(normalize="none"), cloud)["xyz"].tolist() == cloud.xyz.tolist()
+    np.testing.assert_allclose(sample_of(PointsProcessor(normalize="center"), cloud)["xyz"], centered, atol=1e-6)
+    sphere = sample_of(PointsProcessor(normalize="unit_sphere"), cloud)["xyz"]
+    np.testing.assert_allclose(sphere, centered / 4, atol=1e-6)
+
+
+def test_normalization_uses_all_points_and_survives_large_coordinates():
+    cloud = cloud_of(500)
+    far = PointCloud(cloud.xyz + np.float32(4096), cloud.rgb)
+    whole = sample_of(PointsProcessor(num_points=500), far)["xyz"]
+    assert whole.mean(dim=0).abs().max() < 1e-4
+    assert whole.norm(dim=1).max().item() == pytest.approx(1, abs=1e-6)
+    part = sample_of(PointsProcessor(num_points=20), far)["xyz"]
+    assert all((whole == row).all(dim=1).any() for row in part)
+
+
+def test_one_point_lands_at_the_origin():
+    assert sample_of(PointsProcessor(), PointCloud(CORNERS[:1]))["xyz"].tolist() == [[0, 0, 0]]
+
+
+def test_missing_colors_become_the_default():
+    assert (sample_of(PointsProcessor(), cloud_of(5, colored=False))["rgb"] == 0.4).all()
+    rgb = np.array([[1, 0, 0], [np.nan] * 3, [0, 1, 0]], dtype=np.float32)
+    mixed = sample_of(PointsProcessor(color_default=0.25), PointCloud(CORNERS, rgb))["rgb"]
+    assert mixed.tolist() == [[1, 0, 0], [0.25, 0.25, 0.25], [0, 1, 0]]
+
+
+def test_small_clouds_are_kept_in_order():
+    cloud = cloud_of(30)
+    for train in (False, True):
+        sample = sample_of(PointsProcessor(num_points=30, normalize="none"), cloud, train)
+        np.testing.assert_array_equal(sample["xyz"], cloud.xyz)
+        np.testing.assert_array_equal(sample["rgb"], cloud.rgb)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_subsets_hold_distinct_points_with_their_own_colors(train):
+    cloud = cloud_of(300)
+    sample = sample_of(PointsProcessor(num_points=100, normalize="none"), cloud, train)
+    rows = {tuple(xyz): tuple(rgb) for xyz, rgb in zip(cloud.xyz.tolist(), cloud.rgb.tolist(), strict=True)}
+    chosen = [tuple(row) for row in sample["xyz"].tolist()]
+    assert len(set(chosen)) == 100
+    assert [rows[row] for row in chosen] == [tuple(row) for row in sample["rgb"].tolist()]
+
+
+def test_evaluation_repeats_and_ignores_the_generator():
+    processor, cloud = PointsProcessor(num_points=50), cloud_of(300)
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    first = processor.preprocess(cloud, False, generator)
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(first["xyz"], sample_of(processor, cloud, seed=9)["xyz"])
+    assert not torch.equal(first["xyz"], sample_of(PointsProcessor(num_points=50, surface_seed=1), cloud)["xyz"])
+
+
+def test_training_follows_the_generator():
+    augmentation = PointsAugmentation(rotation_degrees=180, scale=(0.8, 1.2), jitter=0.01, color_drop=0.5)
+    processor, cloud = PointsProcessor(num_points=50, augmentation=augmentation), cloud_of(300)
+    samples = [sample_of(processor, cloud, train=True, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(samples[0]["xyz"], samples[1]["xyz"])
+    assert torch.equal(samples[0]["rgb"], samples[1]["rgb"])
+    assert not torch.equal(samples[0]["xyz"], samples[2]["xyz"])
+
+
+def test_each_augmentation_does_what_it_says():
+    cloud = cloud_of(40)
+    plain = sample_of(PointsProcessor(), cloud)
+
+    def augmented(**settings: object) -> dict:
+        return sample_of(PointsProcessor(augmentation=PointsAugmentation(**settings)), cloud, train=True, seed=3)
+
+    turned = augmented(rotation_degrees=180)["xyz"]
+    torch.testing.assert_close(turned[:, 2], plain["xyz"][:, 2])
+    torch.testing.assert_close(turned.norm(dim=1), plain["xyz"].norm(dim=1))
+    assert not torch.allclose(turned, plain["xyz"])
+    torch.testing.assert_close(augmented(scale=(2.0, 2.0))["xyz"], 2 * plain["xyz"])
+    noise = augmented(jitter=0.01)["xyz"] - plain["xyz"]
+    assert 0.005 < noise.std() < 0.02
+    assert (augmented(color_drop=1.0)["rgb"] == 0.4).all()
+    assert torch.equal(augmented()["xyz"], plain["xyz"])
+
+
+def test_collate_pads_with_a_mask():
+    processor = PointsProcessor()
+    samples = [sample_of(processor, cloud_of(count)) for count in (3, 5)]
+    inputs = processor.collate(samples)
+    assert inputs["mask"].tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    for key in ("xyz", "rgb"):
+        assert inputs[key].shape == (2, 5, 3)
+        assert inputs[key].dtype == torch.float32
+        assert torch.equal(inputs[key][0, :3], samples[0][key])
+        assert torch.equal(inputs[key][1], samples[1][key])
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_rendered_scenes_are_read_back(tmp_path, index):
+    pytest.importorskip("open3d")
+    scene = draw_scene(0, "train", index)
+    processor = PointsProcessor(normalize="none", scene_points=300)
+    xyz, rgb = surface_points(scene, 300)
+    path = tmp_path / f"scene{processor.scene_suffix}"
+    path.write_bytes(processor.render(scene))
+    sample = sample_of(processor, processor.decode(path))
+    np.testing.assert_array_equal(sample["xyz"], xyz)
+    np.testing.assert_allclose(sample["rgb"], rgb, atol=0.51 / 255)
+    assert processor.render(scene) == path.read_bytes()
+
+
+def test_it_is_picklable():
+    processor = PointsProcessor(num_points=20, up_axis="y", augmentation=PointsAugmentation(jitter=0.1))
+    copy = pickle.loads(pickle.dumps(processor))
+    assert vars(copy) == vars(processor)
+    assert torch.equal(sample_of(copy, cloud_of(90))["xyz"], sample_of(processor, cloud_of(90))["xyz"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"up_axis": "w"}, "one of x, y, z"),
+        ({"unit": "km"}, "one of m, cm, mm, ft, in"),
+        ({"normalize": "box"}, "one of unit_sphere, center, none"),
+        ({"num_points": 0}, "num_points is 0"),
+        ({"color_default": 102}, r"lie in \[0, 1\]"),
+    ],
+)
+def test_wrong_settings_list_the_valid_ones(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PointsProcessor(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"scale": (1.2, 0.8)}, {"jitter": -1.0}, {"rotation_degrees": 270.0}])
+def test_wrong_augmentations_are_refused(settings):
+    with pytest.raises(ValueError, match="must"):
+        PointsAugmentation(**settings)
+
+
+def _picture(xyz: list, rgb: list, **settings: object) -> np.ndarray:
+    cloud = PointCloud(np.array(xyz, dtype=np.float32), np.array(rgb, dtype=np.float32))
+    image = PointsProcessor(**settings).thumbnail(cloud)
+    assert (image.mode, image.size) == ("RGB", (160, 160))
+    return np.asarray(image).astype(int)
+
+
+def _where(picture: np.ndarray, channel: int) -> np.ndarray:
+    """Returns the mean (row, column) of the pixels in which one channel leads clearly."""
+    others = np.delete(picture, channel, axis=2).max(axis=2)
+    return np.argwhere(picture[..., channel] - others > 80).mean(axis=0)
+
+
+@pytest.mark.parametrize(("up_axis", "above"), [("z", [0, 0, 0.8]), ("y", [0, 0.8, 0]), ("x", [0.8, 0, 0])])
+def test_thumbnails_have_up_at_the_top(up_axis, above):
+    below = [-value for value in above]
+    picture = _picture([above, below], [[1, 0, 0], [0, 0, 1]], up_axis=up_axis, thumbnail_extent=1.0)
+    assert _where(picture, 0)[0] < _where(picture, 2)[0] - 40
+
+
+def test_thumbnails_have_right_at_the_right_and_near_before_far():
+    sides = _picture([[0.8, 0, 0], [-0.8, 0, 0]], [[1, 0, 0], [0, 0, 1]], thumbnail_extent=1.0)
+    assert _where(sides, 0)[1] > _where(sides, 2)[1] + 40
+    azimuth, elevation = math.radians(-28), math.radians(24)  # the camera's; along its axis one hides the other
+    away = np.array([-math.sin(-azimuth), math.cos(azimuth), 0]) * math.cos(elevation)
+    away = np.array([math.sin(azimuth) * math.cos(elevation), math.cos(azimuth) * math.cos(elevation), -math.sin(elevation)])
+    for near, far in ((0, 2), (2, 0)):
+        colors = np.eye(3)[[near, far]].tolist()
+        picture = _picture([(-0.5 * away).tolist(), (0.5 * away).tolist()], colors, thumbnail_extent=1.0)
+        assert np.isfinite(_where(picture, near)).all()
+        assert not (picture[..., far] - np.delete(picture, far, axis=2).max(axis=2) > 80).any()
+
+
+def test_thumbnails_of_one_point_and_of_many_are_drawn():
+    assert _picture([[3, 3, 3]], [[1, 0, 0]]).std() > 0
+    assert np.asarray(PointsProcessor().thumbnail(cloud_of(100_000))).std() > 20
