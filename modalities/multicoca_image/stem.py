@@ -109,7 +109,9 @@ class ConvStem(nn.Module):
         """Returns (height, width) in patches of an image of the given size."""
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
-    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch *patches width"]:
+    def forward(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch *patches embedding"]:
         """Returns [batch, patches, width], or [batch, rows, columns, width] when positions are resized later."""
         features = self.layers(pixels)
         if self.channels_last:

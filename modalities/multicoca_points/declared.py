@@ -8,8 +8,8 @@ Source: the PLY format (Turk, 1994), the PCD 0.7 specification of the Point Clou
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Declared:
     missing: str = ""
 
 
-def read_ply_header(file: BinaryIO) -> Declared:
+def read_ply_header(file: io.BufferedIOBase) -> Declared:
     """Reads the header of a PLY file that is open at its start.
 
     Raises:
@@ -68,7 +68,9 @@ def read_ply_header(file: BinaryIO) -> Declared:
     return Declared(counts["vertex"], counts.get("face", 0), _FULL_COLOR.get(types.get("red", ""), 255.0), missing)
 
 
-def _missing_ply_points(file: BinaryIO, encoding: str, elements: list[tuple[str, int, list[list[str]]]]) -> str:
+def _missing_ply_points(
+    file: io.BufferedIOBase, encoding: str, elements: list[tuple[str, int, list[list[str]]]]
+) -> str:
     """Compares the rest of the file with the elements up to the vertices. Lists have no known size: no check."""
     num_values = num_bytes = num_rows = 0
     for name, count, properties in elements:
@@ -86,7 +88,7 @@ def _missing_ply_points(file: BinaryIO, encoding: str, elements: list[tuple[str,
     return f"its points take {num_bytes} bytes, {held} are there" if held < num_bytes else ""
 
 
-def read_pcd_header(file: BinaryIO) -> Declared:
+def read_pcd_header(file: io.BufferedIOBase) -> Declared:
     """Reads the header of a PCD file that is open at its start; checks the size of ascii data (open3d checks binary).
 
     Raises:
@@ -107,7 +109,7 @@ def read_pcd_header(file: BinaryIO) -> Declared:
     return Declared(num_points, missing=missing)
 
 
-def read_pts_header(file: BinaryIO) -> Declared:
+def read_pts_header(file: io.BufferedIOBase) -> Declared:
     """Reads the first line of a PTS file, its number of points, and checks that they are there.
 
     Raises:

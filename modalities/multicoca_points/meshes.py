@@ -46,10 +46,12 @@ def read_mesh(file: Path | bytes, suffix: str, num_points: int, seed: int) -> Po
         areas = np.array([mesh.face_areas(trimesh).sum() for mesh in meshes])
         if areas.sum() > 0:
             rng = np.random.default_rng(seed)
-            counts = rng.multinomial(num_points, areas / areas.sum())
+            counts = rng.multinomial(num_points, areas / areas.sum()).tolist()
             sampled = [_sample(trimesh, mesh, count, rng) for mesh, count in zip(meshes, counts, strict=True) if count]
         else:
-            sampled = [(cloud.vertices, _paint(trimesh, cloud.geometry.colors, len(cloud.vertices))) for cloud in clouds]
+            sampled = [
+                (cloud.vertices, _paint(trimesh, cloud.geometry.colors, len(cloud.vertices))) for cloud in clouds
+            ]
     except _PARSE_ERRORS as error:
         raise UnreadableFileError(f"trimesh cannot read it as {suffix}: {error}") from error
     if not sampled:

@@ -153,7 +153,7 @@ class PointsProcessor:
         return {**joined, "mask": torch.arange(int(sizes.max())) < sizes[:, None]}
 
     def thumbnail(self, raw: PointCloud) -> Image:
-        """Draws the cloud from the front, a little from the left and above."""
+        """Draws the cloud from the front, a little from the right and above."""
         return draw_points(self._upright(raw.xyz), self._colors(raw, slice(None)), self.thumbnail_extent)
 
     def render(self, scene: Scene) -> bytes:

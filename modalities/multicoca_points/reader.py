@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ MESH_SUFFIXES = (".obj", ".glb", ".off", ".stl")
 ARRAY_SUFFIXES = (".npy", ".npz")
 SUFFIXES = SCAN_SUFFIXES + MESH_SUFFIXES + ARRAY_SUFFIXES
 
-_HEADER_READERS: dict[str, Callable[[BinaryIO], Declared]] = {
+_HEADER_READERS: dict[str, Callable[[io.BufferedIOBase], Declared]] = {
     ".ply": read_ply_header,
     ".pcd": read_pcd_header,
     ".pts": read_pts_header,

@@ -1,6 +1,6 @@
 """Draws a small picture of a point cloud with numpy: no graphics driver, safe in any process.
 
-Points are splatted far to near at twice the resolution, seen from the front, a little from the left and above.
+Points are splatted far to near at twice the resolution, seen from the front, a little from the right and above.
 Depth shows by a shadow on the floor and by darkened edges where the depth jumps.
 
 Source: eye-dome lighting, Boucheny, PhD thesis (2009), section 3.

@@ -1,8 +1,8 @@
 """A video encoder around an injected frame encoder: every frame is encoded alone, time is added to the tokens.
 
-The decision: the tokens of all frames are handed to the core as one sequence (VideoCoCa, arXiv 2212.04979, section 3:
-frame tokens flattened, the same poolers read them), so an image encoder becomes a video encoder without new blocks. The frame
-encoder may be the very module of the image modality (weights shared) or its own.
+The decision: the tokens of all frames are handed to the core as one sequence (VideoCoCa, arXiv 2212.04979: frame
+tokens flattened, the same poolers read them), so an image encoder becomes a video encoder without new blocks. The
+frame encoder may be the very module of the image modality (weights shared) or its own.
 """
 
 from __future__ import annotations

@@ -68,4 +68,4 @@ def read_with_decord(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np
         return reader.get_batch(np.arange(wanted[-1] + 1)).asnumpy()[wanted]
     except (decord.DECORDError, RuntimeError, ValueError, IndexError) as error:
         # ValueError: its error messages may hold bytes of the file, which are then no valid text
-        raise DecordUnfitError(f"decord failed ({str(error).splitlines()[0][:200]})") from error
+        raise DecordUnfitError(f"decord failed ({str(error).splitlines()[0].rpartition('] ')[2][:200]})") from error

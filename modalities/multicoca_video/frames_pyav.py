@@ -20,8 +20,8 @@ from multicoca_video.scan import Scan, opened, timed_frames
 def read_with_pyav(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np.ndarray:
     """Reads frames of a file.
 
-    Frames are found by their time. One that turns out to be undecodable is therefore replaced by what a player
-    shows at that time: the frame before it.
+    In a clean file frames are found by their time: one that turns out to be undecodable is then replaced by what a
+    player shows at that time, the frame before it. In an unusual file the scan has decoded them, so they are counted.
 
     Args:
         source: the file or its content.
@@ -35,14 +35,15 @@ def read_with_pyav(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np.n
         UnreadableFileError: nothing could be decoded.
     """
     middles = np.append((scan.times_s[:-1] + scan.times_s[1:]) / 2, np.inf)
-    until = middles[wanted]
+    until = wanted + 0.5 if scan.unusual else middles[wanted]
     pictures: list[np.ndarray] = []
     errors: list[str] = []
     shown = None
     painter = _Painter()
     with opened(source) as (container, stream):
-        for time, frame in timed_frames(container, stream, scan.start_pts, errors):
-            while shown is not None and len(pictures) < len(until) and time > until[len(pictures)]:
+        for number, (time, frame) in enumerate(timed_frames(container, stream, scan.start_pts, errors)):
+            place = number if scan.unusual else time
+            while shown is not None and len(pictures) < len(until) and place > until[len(pictures)]:
                 pictures.append(painter.paint(shown))
             if len(pictures) == len(until):
                 break

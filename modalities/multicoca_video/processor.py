@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -75,7 +75,9 @@ class VideoProcessor:
         if self.crop_scale is not None:
             least, most = self.crop_scale if len(self.crop_scale) == 2 else (0.0, 0.0)
             if not 0 < least <= most <= 1:
-                raise ValueError(f"crop_scale is {list(self.crop_scale)}; expected [least, most], 0 < least <= most <= 1")
+                raise ValueError(
+                    f"crop_scale is {list(self.crop_scale)}; expected [least, most], 0 < least <= most <= 1"
+                )
         if min(_per_color(self.std, "std")) <= 0:
             raise ValueError(f"std is {self.std}; expected numbers > 0")
         _per_color(self.mean, "mean")
@@ -149,9 +151,7 @@ class VideoProcessor:
         return {"frames": (frames / 255 - mean) / std, "times_s": torch.from_numpy(times).float()}
 
 
-def _resized(
-    frames: UInt8[Tensor, "frames 3 height width"], size_px: int
-) -> UInt8[Tensor, "frames 3 size_px size_px"]:
+def _resized(frames: UInt8[Tensor, "frames 3 height width"], size_px: int) -> UInt8[Tensor, "frames 3 size_px size_px"]:
     if frames.shape[-2:] == (size_px, size_px):
         return frames
     return functional.interpolate(frames, (size_px, size_px), mode="bilinear", antialias=True)

@@ -4,8 +4,8 @@ The decision: samplers choose times, not frame numbers; the frame on screen at a
 presentation times. So a clip with a variable frame rate is sampled as it is watched. A sampler is a small object
 that is injected into the processor; a third one needs two methods and no edit here.
 
-Source: segments as in TSN (Wang et al. 2016, section 3.1). Random clips follow pytorchvideo's `RandomClipSampler`, which
-is not used itself because it draws from Python's global generator; views come from its
+Source: segments as in TSN (Wang et al. 2016, section 3.1). Random clips follow pytorchvideo's
+`RandomClipSampler`, which is not used itself because it draws from Python's global generator; views come from its
 `ConstantClipsPerVideoSampler`.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from multicoca.modality import require
 _EARLY_S = 1e-4  # a frame counts as on screen this much early: times such as 1/30 s are rounded in files
 
 
+@runtime_checkable
 class TimeSampler(Protocol):
     """Chooses the moments of a video that make a sample."""
 
@@ -72,7 +73,7 @@ class ClipSampler:
         return segment_times(where * room, min(self.clip_duration_s, duration_s), num_frames)
 
     def views(self, duration_s: float, num_frames: int, num_views: int) -> np.ndarray:
-        """Clips spread evenly over the video as pytorchvideo and SlowFast spread them: clip v starts at v / V of the room.
+        """Clips spread evenly as pytorchvideo and SlowFast spread them: of V clips, v starts at v / V of the room.
 
         Raises:
             ImportError: pytorchvideo is not installed.

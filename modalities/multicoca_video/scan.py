@@ -121,6 +121,8 @@ def _scan_of_frames(source: Path | bytes, facts: tuple[str, str, int], unusual: 
         reason = f": {errors[0]}" if errors else ""
         raise UnreadableFileError(f"no frame of {_name(source)} can be decoded; {unusual}{reason}")
     seen = np.array(times)
+    if (np.diff(seen) <= 0).any():  # AVI with B-frames, for one, stores no usable times: spread the frames evenly
+        seen = np.linspace(0, seen[-1] or (len(seen) - 1) / float(rate or 25), len(seen))
     return Scan(seen, _duration(seen, last, rate), start, *facts, unusual)
 
 

@@ -1,0 +1,6 @@
+"""One-dimensional signals as a modality: the worked example of a package from outside."""
+
+from multicoca_signal.encoder import SignalEncoder
+from multicoca_signal.processor import SignalProcessor
+
+__all__ = ["SignalEncoder", "SignalProcessor"]
