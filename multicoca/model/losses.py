@@ -45,7 +45,7 @@ def contrastive_loss(
 
 
 def captioning_loss(
-    logits: Float[Tensor, "targets vocabulary"], targets: Int[Tensor, "targets"], count: float
+    logits: Float[Tensor, "targets vocabulary"], targets: Int[Tensor, "targets"], count: float | int | Tensor | int | Tensor
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the next tokens.
 
