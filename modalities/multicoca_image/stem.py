@@ -1,6 +1,6 @@
 """A convolutional stem in the place of a vision transformer's patch embedding.
 
-A few strided 3x3 convolutions and one 1x1 convolution instead of one large-stride convolution: small models learn
+A few strided 3x3 convolutions and one linear layer instead of one large-stride convolution: small models learn
 much faster for it. Without normalisation layers, which cost as much as the convolutions on a CPU; the variance is
 kept by initialisation instead. It has the interface that timm's VisionTransformer expects of its `embed_layer`.
 Source: "Early Convolutions Help Transformers See Better", arXiv 2106.14881, section 4.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ class ConvStem(nn.Module):
         self.set_input_size(img_size)
         layers: list[nn.Module] = []
         for incoming, outgoing in zip((in_chans, *channels), channels, strict=False):
-            layers += [nn.Conv2d(incoming, outgoing, 3, stride=2, padding=1, bias=bias, **factory), nn.GELU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], embed_dim, 1, bias=bias, **factory))
+            layers += [HalvingConv(incoming, outgoing, bias, **factory), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(channels[-1], embed_dim, bias=bias, **factory))
         self.init_weights()
 
     def init_weights(self) -> None:
         """Keeps the variance through the layers; timm calls this too. Source: He et al., arXiv 1502.01852."""
-        *hidden, last = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
+        *hidden, last = [layer for layer in self.layers if not isinstance(layer, nn.GELU)]
         for layer in hidden:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
@@ -113,10 +114,32 @@ class ConvStem(nn.Module):
         self, pixels: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch *patches embedding"]:
         """Returns [batch, patches, width], or [batch, rows, columns, width] when positions are resized later."""
-        features = self.layers(pixels)
-        if self.channels_last:
-            return features.permute(0, 2, 3, 1).contiguous()
-        return features.flatten(2).transpose(1, 2)
+        features = pixels.permute(0, 2, 3, 1)  # channels last: each patch is a row of a matrix
+        for layer in self.layers:
+            features = layer(features)
+        return features if self.channels_last else features.flatten(1, 2)
+
+
+class HalvingConv(nn.Conv2d):
+    """A 3x3 convolution of stride 2 on [batch, height, width, channels].
+
+    On a CPU it is one matrix product over shifted slices: the backward pass of PyTorch's own is slow in bf16, and
+    waits in busy loops that stall it when another process, such as a data worker, has the core.
+    """
+
+    def __init__(self, incoming: int, outgoing: int, bias: bool, **factory: torch.device | torch.dtype | None) -> None:
+        super().__init__(incoming, outgoing, 3, stride=2, padding=1, bias=bias, **factory)
+
+    def forward(
+        self, features: Float[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch half_height half_width outgoing"]:
+        """Convolves; height and width must be even."""
+        if features.device.type != "cpu":
+            return super().forward(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        height, width = features.shape[1:3]
+        padded = functional.pad(features, (0, 0, 1, 1, 1, 1))
+        shifts = [padded[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
+        return functional.linear(torch.cat(shifts, dim=-1), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

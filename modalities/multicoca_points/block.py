@@ -5,10 +5,11 @@ Source: Dosovitskiy et al. (arXiv 2010.11929), equations 2 and 3.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from multicoca.nn.attention import attend
 
 
 class Block(nn.Module):
@@ -39,15 +40,7 @@ class Block(nn.Module):
         qkv = self.qkv(self.attention_norm(tokens)).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, tokens, head width]
         keys = None if mask is None else mask[:, None, None, :]
-        attended = _attend(query, key, value, keys)
+        attended = attend(query, key, value, mask=keys)
         tokens = tokens + self.out(attended.transpose(1, 2).reshape(batch, length, width))
         return tokens + self.down(F.gelu(self.up(self.mlp_norm(tokens))))
 
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention; on the CPU in float32, where the backward pass is four times as fast as in bfloat16."""
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    with torch.autocast("cpu", enabled=False):
-        attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
-    return attended.to(query.dtype)

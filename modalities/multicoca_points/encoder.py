@@ -65,7 +65,8 @@ class PointEncoder(nn.Module):
         mlp_ratio: hidden size of the blocks' MLPs in units of the width.
         patch_dropout: share of the groups that is left out in training (Uni3D trains with 0.5).
         position_frequencies: 0 is the papers' MLP on (x, y, z); n > 0 adds sin and cos of pi 2^i (x, y, z) for
-            i < n, which places small clouds' parts more sharply (NeRF, arXiv 2003.08934, equation 4).
+            i < n, which tells near places apart (NeRF, arXiv 2003.08934, equation 4). Small models on few
+            samples learn shapes much sooner with 4.
         offset_scale: multiplies the offsets from the centre; 1 is the papers' form. About 1 / (radius of a
             group) brings them to the size of the colours (PointNeXt, arXiv 2206.04670, section 3.2.1).
 

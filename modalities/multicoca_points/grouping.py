@@ -82,8 +82,7 @@ def nearest_neighbors(
     In a cloud with fewer than k real points the nearest one fills the rest; padding is never chosen. At least one
     point of each cloud must be real.
     """
-    with torch.autocast(xyz.device.type, enabled=False):
-        distances = torch.cdist(centers.float(), xyz.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(centers.float(), xyz.float(), compute_mode="donot_use_mm_for_euclid_dist")
     if mask is not None:
         distances = distances.masked_fill_(~mask[:, None], torch.inf)
     found = min(k, xyz.shape[1])

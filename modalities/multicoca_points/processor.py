@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -90,9 +90,9 @@ class PointsProcessor:
     def __init__(
         self,
         num_points: int = 1024,
-        up_axis: Literal["x", "y", "z"] = "z",
+        up_axis: str = "z",
         unit: str = "m",
-        normalize: Literal["unit_sphere", "center", "none"] = "unit_sphere",
+        normalize: str = "unit_sphere",
         color_default: float = 0.4,
         num_surface_points: int = 10000,
         surface_seed: int = 0,

@@ -12,6 +12,7 @@ from multicoca.cli.results import summary, write_run_report
 from multicoca.cli.train import list_items
 from multicoca.data.ledger import Ledger
 from multicoca.data.loader import usable_workers
+from multicoca.distributed.launch import available_cores
 from multicoca.eval.suite import evaluate
 
 HELP = """usage: multicoca evaluate model=FOLDER [data=shapes|folder] [data.root=FOLDER] [out=FOLDER] [KEY=VALUE ...]
@@ -35,7 +36,7 @@ def run_evaluate(arguments: list[str]) -> int:
     folder = Path(own.get("out", Path(own["model"]) / "evaluation"))
     folder.mkdir(parents=True, exist_ok=True)
     listing = list_items(config, model.bundle.processors)
-    workers = usable_workers(config.data.workers)
+    workers = usable_workers(config.data.workers, available_cores() - 1)
     results, answers, problems = evaluate(model.bundle, listing, config.evaluation, config.seed, workers)
     ledger = folder / "ledger.jsonl"
     ledger.unlink(missing_ok=True)

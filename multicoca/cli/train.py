@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
+import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from multicoca.data.loader import Steps, usable_workers
 from multicoca.data.sample import Item
 from multicoca.data.sources import Listing
 from multicoca.distributed.collectives import rank, wait_for_all, world_size
+from multicoca.distributed.launch import available_cores, is_launched, local_processes, run_processes
 from multicoca.distributed.setup import distributed, training_device
+from multicoca.eval.evaluator import Answers
 from multicoca.eval.suite import TEST, evaluate, probe
 from multicoca.modality import Processor
 from multicoca.model.bundle import Bundle
@@ -50,14 +53,36 @@ def run_train(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     if any(argument in ("-h", "--help") for argument in arguments):
         return print_help("train", HELP)
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     config = compose_config("train", arguments)
     device = training_device()
+    if device.type == "cpu" and not is_launched():
+        count = local_processes(config.train.cpu_processes, config.data.batch_size)
+        if count > 1:
+            return run_processes(["-m", "multicoca.cli.train", *arguments], count)
     with distributed(device):
-        return _run(config, device, "multicoca train " + " ".join(arguments))
+        run = _train_run(config, device)
+    if run.outcome.signal_number is not None:
+        return 128 + run.outcome.signal_number
+    if run.is_first:  # alone from here on: an evaluation may take longer than ranks wait for each other
+        torch.set_num_threads(available_cores())
+        _finish(config, run, "multicoca train " + " ".join(arguments))
+    return 0
 
 
-def _run(config: Config, device: torch.device, command: str) -> int:
+@dataclass(frozen=True)
+class _Run:
+    """What training leaves to the evaluation."""
+
+    folder: Path
+    bundle: Bundle
+    listing: Listing
+    ledger: Ledger
+    data_s: float
+    outcome: TrainOutcome
+    is_first: bool
+
+
+def _train_run(config: Config, device: torch.device) -> _Run:
     folder = Path(config.output) / config.name
     if rank() == 0:
         _open_run(folder, config)
@@ -72,15 +97,9 @@ def _run(config: Config, device: torch.device, command: str) -> int:
     data_s = time.perf_counter() - started
     if rank() == 0:
         new = ledger.add(listing.problems)
-        _announce(config, folder, bundle, listing, device, len(new))
+        _announce(folder, bundle, listing, device, len(new))
     outcome = _train(config, folder, bundle, listing, ledger)
-    if outcome.signal_number is not None:
-        return 128 + outcome.signal_number
-    if rank() == 0:
-        seconds = {"data": data_s, "train": outcome.seconds}
-        _finish(config, folder, bundle, listing, ledger, command, seconds, outcome.peak_memory_gib)
-    wait_for_all()
-    return 0
+    return _Run(folder, bundle, listing, ledger, data_s, outcome, rank() == 0)
 
 
 def list_items(config: Config, processors: Mapping[str, Processor]) -> Listing:
@@ -131,9 +150,7 @@ def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
     return TextTokenizer.load(kept, length)
 
 
-def _announce(
-    config: Config, folder: Path, bundle: Bundle, listing: Listing, device: torch.device, num_problems: int
-) -> None:
+def _announce(folder: Path, bundle: Bundle, listing: Listing, device: torch.device, num_problems: int) -> None:
     parameters = sum(parameter.numel() for parameter in bundle.network.parameters())
     counts = ", ".join(f"{len(items)} {modality}" for modality, items in listing.of("train").items())
     tests = ", ".join(f"{len(items)} {modality}" for modality, items in listing.of(TEST).items()) or "none"
@@ -166,35 +183,28 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
             writer.add_scalar(tag, value, step)
         log_answers(writer, step, answers, bundle.processors)
 
-    workers = config.data.workers
+    on_gpu = next(bundle.network.parameters()).device.type == "cuda"
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    workers = usable_workers(config.data.workers, available_cores() // local - 1 if on_gpu else 0)
     return train(
         bundle.network, steps, folder, config.train, config.optim, config.loss, ledger, broken, workers, evaluate_now
     )
 
 
-def _finish(
-    config: Config,
-    folder: Path,
-    bundle: Bundle,
-    listing: Listing,
-    ledger: Ledger,
-    command: str,
-    seconds: dict[str, float],
-    peak_memory_gib: float,
-) -> None:
+def _finish(config: Config, run: _Run, command: str) -> None:
     """Evaluates and writes the model, results.json and the report."""
+    folder, bundle = run.folder, run.bundle
     bundle.network.eval()
     started = time.perf_counter()
     results: dict[str, Any] = {}
-    answers: dict = {}
-    if listing.of(TEST):
-        results, answers, problems = evaluate(
-            bundle, listing, config.evaluation, config.seed, usable_workers(config.data.workers)
-        )
-        ledger.add(problems)
-    seconds["evaluate"] = time.perf_counter() - started
-    peak_memory_gib = max(PeakMemory().sample(), peak_memory_gib)
-    results |= {"seconds": seconds, "peak_memory_gib": peak_memory_gib, "broken_items": len(ledger)}
+    answers: dict[str, Answers] = {}
+    if run.listing.of(TEST):
+        workers = usable_workers(config.data.workers, available_cores() - 1)
+        results, answers, problems = evaluate(bundle, run.listing, config.evaluation, config.seed, workers)
+        run.ledger.add(problems)
+    seconds = {"data": run.data_s, "train": run.outcome.seconds, "evaluate": time.perf_counter() - started}
+    peak = max(PeakMemory().sample(), run.outcome.peak_memory_gib)
+    results |= {"seconds": seconds, "peak_memory_gib": peak, "broken_items": len(run.ledger)}
     save(folder / "model", bundle, config, model_card(config, results))
     aside = folder / "results.json.part"
     aside.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -6,7 +6,6 @@ key, and reported with the batch; evaluation replaces nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -138,12 +137,9 @@ def evaluation_batches(
         yield [item for item, _ in read], inputs, problems
 
 
-def usable_workers(requested: int | None) -> int:
-    """Returns the number of data workers: what was asked for, or one for each core beside the trainer's own."""
-    if requested is not None:
-        return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores - 1, 8))
+def usable_workers(requested: int | None, spare_cores: int) -> int:
+    """Returns the number of data workers: what was asked for, or one for each spare core, at most 8."""
+    return requested if requested is not None else max(0, min(spare_cores, 8))
 
 
 def _one_thread(worker: int) -> None:

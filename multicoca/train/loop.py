@@ -17,7 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.data.ledger import BrokenShare, Ledger
-from multicoca.data.loader import Steps, training_batches, usable_workers
+from multicoca.data.loader import Steps, training_batches
 from multicoca.distributed.collectives import broadcast_parameters, rank, sum_over_ranks, world_size
 from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import load_latest, save_checkpoint
@@ -33,6 +33,7 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps of the run.
+        cpu_processes: processes to start on a machine without GPUs; None for one per core.
         precision: "auto" (bf16 autocast where it is measured to be faster), "fp32" or "bf16".
         log_every: for scalars.
         checkpoint_every: for checkpoints; one is also written at the end and on a signal.
@@ -40,6 +41,7 @@ class TrainConfig:
     """
 
     steps: int = 1000
+    cpu_processes: int | None = None
     precision: str = "auto"
     log_every: int = 10
     checkpoint_every: int = 500
@@ -54,7 +56,7 @@ class TrainOutcome:
         steps: steps done in all.
         seconds: time they took, earlier runs included.
         signal_number: what ended it before its time, or None when it is finished.
-        peak_memory_gib: of this process and its workers, since this start.
+        peak_memory_gib: of all processes and their workers, since this start.
     """
 
     steps: int
@@ -97,7 +99,7 @@ def train(
     loss: LossConfig,
     ledger: Ledger,
     broken_share: BrokenShare,
-    num_workers: int | None = None,
+    num_workers: int = 0,
     evaluate: Callable[[int, SummaryWriter], None] | None = None,
 ) -> TrainOutcome:
     """Trains from the newest checkpoint in `folder`, or from the start, to the last step or a signal.
@@ -111,7 +113,7 @@ def train(
         loss: the losses' weights.
         ledger: takes files that cannot be read.
         broken_share: stops the run when they are too many.
-        num_workers: processes that read data; None for one per spare core.
+        num_workers: processes that read data.
         evaluate: called on rank 0 at evaluations with the step and the TensorBoard writer.
     """
     device = next(model.parameters()).device
@@ -122,7 +124,7 @@ def train(
     log = TrainingLog(folder / "tensorboard", first, config.steps, visible=rank() == 0)
     log.bar.write(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
     memory, started, done = PeakMemory(), time.perf_counter(), first
-    batches = iter(training_batches(steps, first, config.steps, usable_workers(num_workers)))
+    batches = iter(training_batches(steps, first, config.steps, num_workers))
     model.train()
     with _StopSignal() as stop:
         for step in range(first, config.steps):
@@ -137,8 +139,9 @@ def train(
             log.count(sum(len(batch.keys) for batch in own) * world_size())
             if done % config.log_every == 0 or done == config.steps:
                 scalars = {tag: float(value) for tag, value in losses.items()}
-                scalars |= {f"temperature/{name}": 1 / float(head.logit_scale()) for name, head in model.heads.items()}
-                scalars |= {"learning_rate": rate, "gradient_norm": float(norm), "memory_gib": memory.sample()}
+                scalars |= {f"temperature/{name}": 1 / head.logit_scale().item() for name, head in model.heads.items()}
+                peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
+                scalars |= {"learning_rate": rate, "gradient_norm": float(norm), "memory_gib": float(peak)}
                 log.write(done, scalars)
             signal_number = stop.seen_by_any(device)
             if signal_number or done % config.checkpoint_every == 0 or done == config.steps:
@@ -156,4 +159,5 @@ def train(
     log.close()
     finished = done == config.steps
     seconds = earlier_s + time.perf_counter() - started
-    return TrainOutcome(done, seconds, None if finished else signal_number, memory.sample())
+    peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
+    return TrainOutcome(done, seconds, None if finished else signal_number, float(peak))

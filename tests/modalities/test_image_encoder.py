@@ -3,6 +3,7 @@
 import pytest
 import torch
 from multicoca_image import ConvStemConfig, TimmEncoder
+from multicoca_image.stem import HalvingConv
 from safetensors.torch import save_file
 
 from multicoca.modality import Encoder
@@ -78,7 +79,7 @@ def test_stem_tokens_are_ordered_row_by_row():
     encoder.model.patch_embed.channels_last = True
     rows = encoder.model.patch_embed(pixels()["pixels"])
     torch.testing.assert_close(rows.flatten(1, 2), flat)
-    torch.testing.assert_close(rows, encoder.model.patch_embed.layers(pixels()["pixels"]).movedim(1, -1))
+    torch.testing.assert_close(rows, encoder.model.patch_embed.layers(pixels()["pixels"].movedim(1, -1)))
 
 
 @pytest.mark.parametrize("stem_of", ["patch", stem()])
@@ -212,3 +213,14 @@ def test_impossible_settings_say_so(settings, message):
 def test_stems_need_channels(channels):
     with pytest.raises(ValueError, match="one positive number per layer"):
         ConvStemConfig(channels)
+
+
+def test_the_convolution_by_slices_equals_that_of_pytorch():
+    layer = HalvingConv(3, 5, bias=True).double()
+    x = torch.randn(2, 8, 12, 3, dtype=torch.float64, requires_grad=True)
+    plain = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), layer.weight, layer.bias, 2, 1).permute(0, 2, 3, 1)
+    weights = torch.randn_like(plain)
+    found = torch.autograd.grad((layer(x) * weights).sum(), [x, *layer.parameters()])
+    expected = torch.autograd.grad((plain * weights).sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(layer(x), plain)
+    torch.testing.assert_close(found, expected)

@@ -134,6 +134,30 @@ def test_padding_never_changes_real_tokens(count, filling):
     torch.testing.assert_close(tokens.values[tokens.mask], plain.values[plain.mask], atol=1e-6, rtol=1e-5)
 
 
+def test_surplus_groups_change_nothing():
+    inputs = inputs_of(random_points(2, 5))
+    exact = small_encoder(num_groups=5)(inputs)  # as many groups as points
+    tokens = small_encoder()(inputs)
+    assert exact.mask.all()
+    torch.testing.assert_close(tokens.values[:, :5], exact.values, atol=1e-6, rtol=1e-5)
+
+
+def test_only_positions_know_where_a_group_is():
+    encoder, inputs = small_encoder(), inputs_of(random_points(2, 60))
+    moved = {**inputs, "xyz": inputs["xyz"] + torch.tensor([3.0, -2.0, 1.0])}
+    assert (encoder(moved).values - encoder(inputs).values).abs().max() > 0.1
+    for parameter in encoder.position.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.testing.assert_close(encoder(moved).values, encoder(inputs).values, atol=1e-4, rtol=1e-4)
+
+
+def test_offsets_are_scaled():
+    inputs = inputs_of(random_points(2, 60))
+    points = [small_encoder(offset_scale=scale)._group(inputs["xyz"], inputs["rgb"], None)[1] for scale in (1.0, 8.0)]
+    torch.testing.assert_close(points[1][..., :3], 8 * points[0][..., :3])
+    assert torch.equal(points[1][..., 3:], points[0][..., 3:])
+
+
 def test_a_cloud_does_not_change_its_neighbors_in_the_batch():
     encoder, inputs = small_encoder(), inputs_of(random_points(3, 40))
     alone = encoder({key: value[1:2] for key, value in inputs.items()}).values

@@ -109,12 +109,19 @@ def test_evaluation_repeats_and_ignores_the_generator():
 
 
 def test_training_follows_the_generator():
-    augmentation = PointsAugmentation(rotation_degrees=180, scale=(0.8, 1.2), jitter=0.01, color_drop=0.5)
+    augmentation = PointsAugmentation(rotation_degrees=180.0, scale=(0.8, 1.2), jitter=0.01, color_drop=0.5)
     processor, cloud = PointsProcessor(num_points=50, augmentation=augmentation), cloud_of(300)
     samples = [sample_of(processor, cloud, train=True, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(samples[0]["xyz"], samples[1]["xyz"])
     assert torch.equal(samples[0]["rgb"], samples[1]["rgb"])
     assert not torch.equal(samples[0]["xyz"], samples[2]["xyz"])
+
+
+def test_training_draws_its_subset_from_the_generator():
+    processor, cloud = PointsProcessor(num_points=50), cloud_of(300)
+    subsets = [sample_of(processor, cloud, train=True, seed=seed)["xyz"] for seed in (1, 1, 2)]
+    assert torch.equal(subsets[0], subsets[1])
+    assert not torch.equal(subsets[0], subsets[2])
 
 
 def test_each_augmentation_does_what_it_says():
@@ -124,7 +131,7 @@ def test_each_augmentation_does_what_it_says():
     def augmented(**settings: object) -> dict:
         return sample_of(PointsProcessor(augmentation=PointsAugmentation(**settings)), cloud, train=True, seed=3)
 
-    turned = augmented(rotation_degrees=180)["xyz"]
+    turned = augmented(rotation_degrees=180.0)["xyz"]
     torch.testing.assert_close(turned[:, 2], plain["xyz"][:, 2])
     torch.testing.assert_close(turned.norm(dim=1), plain["xyz"].norm(dim=1))
     assert not torch.allclose(turned, plain["xyz"])
@@ -175,7 +182,7 @@ def test_it_is_picklable():
         ({"unit": "km"}, "one of m, cm, mm, ft, in"),
         ({"normalize": "box"}, "one of unit_sphere, center, none"),
         ({"num_points": 0}, "num_points is 0"),
-        ({"color_default": 102}, r"lie in \[0, 1\]"),
+        ({"color_default": 102.0}, r"lie in \[0, 1\]"),
     ],
 )
 def test_wrong_settings_list_the_valid_ones(settings, message):

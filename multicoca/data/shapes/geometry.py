@@ -84,7 +84,7 @@ def surface_points(scene: Scene, num_points: int = 2048, noise: float = 0.008) -
     counts[0] += num_points - counts.sum()
     colors = _colors(scene)
     positions, paints = [], []
-    for target, count, color in zip(scene.objects, counts, colors, strict=True):
+    for target, count, color in zip(scene.objects, counts.tolist(), colors, strict=True):
         points = _SURFACES[target.shape](rng, count)
         positions.append(np.asarray(target.position) + target.radius * points)
         paints.append(color * rng.uniform(0.92, 1.04, size=(count, 1)))

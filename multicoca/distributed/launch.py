@@ -1,0 +1,107 @@
+"""Several processes on the cores of one machine without GPUs, each on its own core.
+
+For small models this is much faster than one process with several threads, which wait for each other after every
+operation. The processes see what torchrun would tell them; on GPUs and clusters torchrun itself starts them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import FrameType
+
+_MAX_PROCESSES = 8  # beyond it, each more process costs more memory than it saves time
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_GRACE_S = 60.0  # for the others, once one process has ended with an error
+
+
+def available_cores() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def local_processes(requested: int | None, batch_size: int) -> int:
+    """Returns how many processes to start: the largest number of cores that can share a batch equally.
+
+    Args:
+        requested: a number from the configuration, or None to choose.
+        batch_size: pairs of a step over all processes.
+
+    Raises:
+        ValueError: the requested number cannot share the batch.
+    """
+    if requested is None:
+        return max(n for n in range(1, min(available_cores(), _MAX_PROCESSES) + 1) if batch_size % n == 0)
+    if requested < 1 or batch_size % requested:
+        raise ValueError(f"train.cpu_processes is {requested}, which cannot share data.batch_size {batch_size} equally")
+    return requested
+
+
+def is_launched() -> bool:
+    """Whether torchrun, or `run_processes`, has started this process."""
+    return "RANK" in os.environ
+
+
+def run_processes(arguments: list[str], count: int) -> int:
+    """Runs `python arguments` `count` times as the ranks of one group and waits for all.
+
+    SIGINT and SIGTERM are passed on. When a process fails, the others are ended. They end with this process, too.
+
+    Returns:
+        The exit status of rank 0, or of the first that failed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared["OMP_NUM_THREADS"] = str(max(1, available_cores() // count))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        for rank in range(count)
+    ]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait(ranks)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: list[subprocess.Popen]) -> int:
+    failed: tuple[int, float] | None = None  # (status, when)
+    while any(process.poll() is None for process in ranks):
+        if failed is None:
+            bad = next((process.returncode for process in ranks if process.returncode), None)
+            failed = None if bad is None else (bad, time.monotonic())
+            if failed is not None and failed[0] not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                for process in ranks:
+                    process.terminate()
+        elif time.monotonic() - failed[1] > _GRACE_S:
+            for process in ranks:
+                process.kill()
+        time.sleep(0.1)
+    statuses = [process.returncode for process in ranks]
+    status = failed[0] if failed else next((s for s in statuses if s), 0)
+    return status if status >= 0 else 128 - status
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to send SIGTERM to this process when its parent ends, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

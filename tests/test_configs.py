@@ -1,0 +1,76 @@
+"""Every YAML is composed and built; wrong keys, types and targets are errors that say so."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from multicoca.api import build_bundle
+from multicoca.build import build, build_modalities, find_target
+from multicoca.cli.compose import compose_config
+from multicoca.config import from_yaml, to_yaml
+from multicoca.text.tokenizer import TextTokenizer
+
+CONFIGS = Path(str(files("multicoca_configs")))
+GROUPS = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml"))
+    for group in CONFIGS.iterdir()
+    if group.is_dir() and not group.name.startswith("_")
+}
+CHOICES = [(group, name) for group, names in sorted(GROUPS.items()) for name in names]
+TOP = {"train", "evaluate"}
+
+
+def overrides_for(group: str, name: str) -> list[str]:
+    if group == "modality":
+        return [f"modality=[image,{name}]" if name != "image" else "modality=[image]"]
+    return [f"{group}={name}"] + (["data.root=."] if (group, name) == ("data", "folder") else [])
+
+
+def test_nothing_in_the_folder_is_left_out():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == TOP
+    assert sum(len(names) for names in GROUPS.values()) + len(TOP) == len(list(CONFIGS.rglob("*.yaml")))
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes_and_builds(group, name):
+    config = compose_config("train", overrides_for(group, name))
+    tokenizer = TextTokenizer.learn(["a red ball"], 300, config.model.context_length)
+    with torch.device("meta") if config.model.width > 512 else torch.device("cpu"):
+        bundle = build_bundle(config, tokenizer)
+    assert set(bundle.network.heads) == set(config.modalities)
+
+
+@pytest.mark.parametrize("name", sorted(TOP))
+def test_a_resolved_configuration_survives_yaml(name):
+    config = compose_config(name, [])
+    assert from_yaml(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("model.wdth=9", "wdth"), ("model.width=wide", "width"), ("experiment=none_such", "none_such")],
+)
+def test_a_wrong_override_is_an_error_that_names_it(override, message):
+    with pytest.raises(ValueError, match=message):
+        compose_config("train", [override])
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.run", "multicoca", "torch.load"])
+def test_only_allowed_targets_are_built(target):
+    with pytest.raises(ValueError, match="not allowed"):
+        find_target(target)
+
+
+def test_an_unknown_argument_names_the_known_ones():
+    with pytest.raises(ValueError, match="size_pixels.*it takes size_px"):
+        build({"_target_": "multicoca_image.ImageProcessor", "size_pixels": 3})
+
+
+def test_an_encoder_can_be_shared_and_a_missing_one_is_named():
+    specs = compose_config("train", []).modalities
+    modalities = build_modalities(specs)
+    assert modalities["video"].encoder.frame_encoder is modalities["image"].encoder
+    with pytest.raises(ValueError, match=r"'video': \['image'\]"):
+        build_modalities({"video": specs["video"]})
