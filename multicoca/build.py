@@ -2,7 +2,7 @@
 
 Only targets under `multicoca.`, `torch.optim.` and installed modality packages are built, so that a model's
 config.yaml from elsewhere cannot run anything else. `_encoder_of_: NAME` stands for the encoder of another
-modality, which makes sharing it a matter of configuration.
+modality, which makes sharing it a matter of configuration; null takes it back.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def build(spec: Any, encoders: Mapping[str, Any] | None = None, **arguments: Any
         return [build(value, encoders) for value in spec]
     if not isinstance(spec, Mapping):
         return spec
-    if ENCODER_OF in spec:
+    if spec.get(ENCODER_OF) is not None:
         return (encoders or {})[spec[ENCODER_OF]]
-    values = {key: build(value, encoders) for key, value in spec.items() if key != TARGET}
+    values = {key: build(value, encoders) for key, value in spec.items() if key not in (TARGET, ENCODER_OF)}
     if TARGET not in spec:
         return values
     target = find_target(spec[TARGET])
@@ -102,7 +102,7 @@ def build_processors(specs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _references(spec: Any) -> set[str]:
     if isinstance(spec, Mapping):
-        own = {spec[ENCODER_OF]} if ENCODER_OF in spec else set()
+        own = {spec[ENCODER_OF]} if spec.get(ENCODER_OF) is not None else set()
         return own.union(*(_references(value) for value in spec.values()))
     if isinstance(spec, (list, tuple)):
         return set().union(*(_references(value) for value in spec))

@@ -24,7 +24,7 @@ TOP = {"train", "evaluate"}
 
 def overrides_for(group: str, name: str) -> list[str]:
     if group == "modality":
-        return [f"modality=[image,{name}]" if name != "image" else "modality=[image]"]
+        return [f"modality=[image,{name}]" if name == "video" else f"modality=[{name}]"]
     return [f"{group}={name}"] + (["data.root=."] if (group, name) == ("data", "folder") else [])
 
 

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 
 from multicoca.build import build
 from multicoca.cli.compose import compose_config
-from multicoca.modality import installed_modalities
+from multicoca.data.shapes import draw_scene
+from multicoca.modality import SceneRenderer, installed_modalities
 
 _IMPORT_NAMES = {"libusb-package": "libusb_package", "hydra-submitit-launcher": "hydra_plugins.hydra_submitit_launcher"}
 
@@ -67,14 +68,14 @@ def _check_package(name: str) -> str:
 
 
 def _check_modality(name: str, package: str) -> str:
-    """Says whether a modality's package imports and its processor can be built and used."""
+    """Says whether a modality's package imports and its processor reads a file."""
     try:
         importlib.import_module(package)
         config = compose_config("train", [f"modality=[{name}]"])
         processor = build(config.modalities[name]["processor"])
-        check = vars(type(processor)).get("check_installed")
-        if check is not None:
-            check(processor)
+        if isinstance(processor, SceneRenderer):  # a real file through the real reader
+            raw = processor.decode(processor.render(draw_scene(0, "train", 0)), processor.scene_suffix)
+            processor.preprocess(raw, False, torch.Generator())
     except (ImportError, ValueError, OSError, KeyError) as error:
         return f"NOT USABLE: {error}"
     return f"{package} {_version_of(package)}: reads {' '.join(processor.suffixes)}"

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import FrameType
 
 _MAX_PROCESSES = 8  # beyond it, each more process costs more memory than it saves time
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -70,8 +69,8 @@ def run_processes(arguments: list[str], count: int) -> int:
         for rank in range(count)
     ]
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        del frame
+    def pass_on(number: int, interrupted: object) -> None:
+        del interrupted
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(number)

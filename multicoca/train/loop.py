@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, training_batches
+from multicoca.data.sample import Batch
 from multicoca.distributed.collectives import broadcast_parameters, rank, sum_over_ranks, world_size
 from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import load_latest, save_checkpoint
@@ -73,8 +73,8 @@ class _StopSignal:
         self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int, interrupted: object) -> None:
+        del interrupted
         self.number = number
         signal.signal(number, self._previous[number])
 
@@ -123,32 +123,24 @@ def train(
     autocast, reason = choose_precision(config.precision, device, model.config.width)
     log = TrainingLog(folder / "tensorboard", first, config.steps, visible=rank() == 0)
     log.bar.write(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
-    memory, started, done = PeakMemory(), time.perf_counter(), first
-    batches = iter(training_batches(steps, first, config.steps, num_workers))
+    memory, started, done, stopped = PeakMemory(), time.perf_counter(), first, None
     model.train()
     with _StopSignal() as stop:
-        for step in range(first, config.steps):
-            own = next(batches)
+        for step, own in enumerate(training_batches(steps, first, config.steps, num_workers), start=first):
             losses = accumulate_gradients(model, own, loss, autocast)
             rate = learning_rate(step, config.steps, optim)
             norm = optimizer_step(model, optimizer, rate, optim.clip_norm)
             done = step + 1
-            for batch in own:
-                ledger.add(batch.problems)
-                broken_share.add(batch.modality, (problem.key for problem in batch.problems))
+            _note_problems(own, ledger, broken_share)
             log.count(sum(len(batch.keys) for batch in own) * world_size())
             if done % config.log_every == 0 or done == config.steps:
-                scalars = {tag: float(value) for tag, value in losses.items()}
-                scalars |= {f"temperature/{name}": 1 / head.logit_scale().item() for name, head in model.heads.items()}
-                peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
-                scalars |= {"learning_rate": rate, "gradient_norm": float(norm), "memory_gib": float(peak)}
-                log.write(done, scalars)
-            signal_number = stop.seen_by_any(device)
-            if signal_number or done % config.checkpoint_every == 0 or done == config.steps:
+                _write_scalars(log, done, model, memory, {**losses, "learning_rate": rate, "gradient_norm": norm})
+            stopped = stop.seen_by_any(device)
+            if stopped or done % config.checkpoint_every == 0 or done == config.steps:
                 seconds = earlier_s + time.perf_counter() - started
                 save_checkpoint(folder / "checkpoints", done, seconds, model, optimizer)
-            if signal_number:
-                log.bar.write(f"stopped by signal {signal_number}; step {done} is saved, the same command goes on")
+            if stopped:
+                log.bar.write(f"stopped by signal {stopped}; step {done} is saved, the same command goes on")
                 break
             if evaluate and config.evaluate_every and done % config.evaluate_every == 0 and done < config.steps:
                 if rank() == 0:
@@ -157,7 +149,23 @@ def train(
                     model.train()
                 log.pause()
     log.close()
-    finished = done == config.steps
-    seconds = earlier_s + time.perf_counter() - started
     peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
-    return TrainOutcome(done, seconds, None if finished else signal_number, float(peak))
+    ended_early = stopped if done < config.steps else None
+    return TrainOutcome(done, earlier_s + time.perf_counter() - started, ended_early, float(peak))
+
+
+def _note_problems(batches: Sequence[Batch], ledger: Ledger, broken_share: BrokenShare) -> None:
+    for batch in batches:
+        ledger.add(batch.problems)
+        broken_share.add(batch.modality, (problem.key for problem in batch.problems))
+
+
+def _write_scalars(
+    log: TrainingLog, done: int, model: CoCa, memory: PeakMemory, scalars: dict[str, float | torch.Tensor]
+) -> None:
+    """Writes a step's scalars with temperatures and memory; all ranks call it together."""
+    device = next(model.parameters()).device
+    temperatures = {f"temperature/{name}": 1 / head.logit_scale().item() for name, head in model.heads.items()}
+    peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
+    values = {tag: float(value) for tag, value in scalars.items()}
+    log.write(done, {**values, **temperatures, "memory_gib": float(peak)})

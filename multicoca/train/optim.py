@@ -15,7 +15,8 @@ class OptimConfig:
 
     Attributes:
         lr: peak learning rate.
-        betas: of AdamW.
+        beta1: decay of AdamW's mean of gradients.
+        beta2: decay of its mean of squared gradients.
         weight_decay: decoupled, for matrices only.
         warmup_share: share of the steps over which the rate rises to its peak (CoCa: 2%).
         final_lr_share: the rate at the end, as a share of the peak.
@@ -23,7 +24,8 @@ class OptimConfig:
     """
 
     lr: float = 8e-4
-    betas: tuple[float, float] = (0.9, 0.98)
+    beta1: float = 0.9
+    beta2: float = 0.98
     weight_decay: float = 0.01
     warmup_share: float = 0.02
     final_lr_share: float = 0.0
@@ -47,7 +49,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Builds AdamW in its fused form."""
     groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from multicoca.data.shapes.scene import COLORS, Scene
 
-VIEW_EXTENT = 1.2  # the front view shows x and z from -VIEW_EXTENT to VIEW_EXTENT
+VIEW_EXTENT = 1.25  # the front view shows x and z from -VIEW_EXTENT to VIEW_EXTENT
 _SUPERSAMPLING = 3
 _BAR = 0.34  # half thickness of the cross's bars, in radii
 

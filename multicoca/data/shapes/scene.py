@@ -24,7 +24,7 @@ COLORS = {
     "purple": (0.56, 0.18, 0.68),
     "black": (0.08, 0.08, 0.10),
 }
-SIZES = {"small": 0.14, "large": 0.28}  # radius, in units of the scene
+SIZES = {"small": 0.18, "large": 0.32}  # radius, in units of the scene
 MOTIONS = {"left": (-1, 0, 0), "right": (1, 0, 0), "up": (0, 0, 1), "down": (0, 0, -1)}
 PLACES = (
     ("at the top left", "at the top", "at the top right"),

@@ -1,0 +1,135 @@
+"""The training loop: it learns, resumes to the same place, stops in order, and its parts are checked."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from conftest import small_model
+
+from multicoca.api import build_bundle
+from multicoca.cli.compose import compose_config
+from multicoca.data.ledger import BrokenShare, Ledger
+from multicoca.data.loader import Steps
+from multicoca.data.shapes.source import ShapesWorld
+from multicoca.eval.suite import evaluate
+from multicoca.eval.evaluator import EvaluationConfig
+from multicoca.text.tokenizer import TextTokenizer
+from multicoca.train.loop import TrainConfig, train
+from multicoca.train.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
+from multicoca.train.precision import choose_precision
+from multicoca.train.step import LossConfig
+
+
+@pytest.fixture(scope="module")
+def run_parts(tmp_path_factory):
+    """Builds everything for a run of a few modalities on a small shapes world."""
+    root = tmp_path_factory.mktemp("shapes")
+
+    def build(modalities: list[str], train_items: int = 48, seed: int = 0):
+        config = compose_config("train", [f"modality=[{','.join(modalities)}]"])
+        tokenizer_of = {}
+        from multicoca.build import build_processors
+
+        processors = build_processors(config.modalities)
+        source = ShapesWorld(train_items, test_items=24, composition_items=4, captions_per_item=2, root=root)
+        listing = source.list_items(processors, seed)
+        texts = [t for items in listing.of("train").values() for item in items for t in item.texts]
+        tokenizer_of["it"] = TextTokenizer.learn(texts, 2000, config.model.context_length)
+        bundle = build_bundle(config, tokenizer_of["it"])
+        steps = Steps(listing.of("train"), bundle.processors, bundle.tokenizer, 16, seed)
+        return bundle, listing, steps
+
+    return build
+
+
+def go(bundle, listing, steps, folder, num_steps, evaluate_now=None, **changes):
+    ledger = Ledger(folder / "ledger.jsonl")
+    config = TrainConfig(steps=num_steps, precision="fp32", log_every=5, **changes)
+    share = BrokenShare(listing.listed["train"], 0.05, ledger.file)
+    optim = OptimConfig(lr=2e-3, warmup_share=0.1)
+    return train(bundle.network, steps, folder, config, optim, LossConfig(), ledger, share, 0, evaluate_now)
+
+
+@pytest.mark.parametrize("modalities", [["image"], ["image", "video"], ["points"], ["image", "video", "points"]])
+def test_it_learns_alone_and_jointly(run_parts, tmp_path, modalities):
+    bundle, listing, steps = run_parts(modalities, train_items=16)
+    outcome = go(bundle, listing, steps, tmp_path, 80)
+    assert outcome.steps == 80
+    assert outcome.signal_number is None
+    bundle.network.eval()
+    for batch in steps[0]:
+        outputs = bundle.network(batch.modality, batch.inputs, batch.ids, batch.lengths)
+        ranks = (outputs.source @ outputs.text.T).argsort(dim=1, descending=True)[:, 0]
+        assert (ranks == torch.arange(16)).float().mean() > 0.8, batch.modality
+        right = (outputs.caption_logits.argmax(1) == outputs.caption_targets).float().mean()
+        assert right > 0.75, batch.modality
+
+
+def test_a_resumed_run_is_the_run_never_stopped(run_parts, tmp_path):
+    whole, listing, steps = run_parts(["image"])
+    go(whole, listing, steps, tmp_path / "whole", 8)
+    stopped, *_ = run_parts(["image"])
+    first = go(stopped, listing, steps, tmp_path / "stopped", 8, lambda step, _: os.kill(os.getpid(), signal.SIGTERM),
+               evaluate_every=3)  # fmt: skip
+    assert first.signal_number == signal.SIGTERM
+    assert 3 <= first.steps < 8
+    resumed, *_ = run_parts(["image"])
+    assert go(resumed, listing, steps, tmp_path / "stopped", 8).steps == 8
+    for one, other in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_evaluation_counts_what_it_used(run_parts, tmp_path):
+    bundle, listing, _ = run_parts(["image"])
+    listing.of("test")["image"][3].file.write_bytes(b"broken")
+    results, answers, problems = evaluate(bundle, listing, EvaluationConfig(gallery=8, draws=2, captions_per_item=1), 0)
+    found = results["modalities"]["image"]
+    assert (found["used"], found["listed"]) == (23, 24)
+    assert [problem.key for problem in problems] == ["test/000003"]
+    assert len(answers["image"].captions) == 23
+    assert 0 <= found["captioning"]["attributes"] <= 1
+    assert found["zero_shot"]["color"]["classes"] == 7
+
+
+def test_captions_do_not_depend_on_the_references(run_parts):
+    from dataclasses import replace
+
+    from multicoca.eval.evaluator import answer
+
+    bundle, listing, _ = run_parts(["image"])
+    items = [item for item in listing.of("test")["image"] if item.file.stat().st_size > 100][:6]
+    changed = [replace(item, texts=("something else",)) for item in items]
+    assert answer(bundle, "image", items, 4).captions == answer(bundle, "image", changed, 4).captions
+
+
+def test_every_trainable_parameter_is_in_one_group_and_only_matrices_decay():
+    model = small_model(pooler="cascade")
+    decayed, rest = parameter_groups(model, 0.1)
+    ids = [id(p) for group in (decayed, rest) for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    assert all(p.dim() == 2 for p in decayed["params"])
+    assert any(p is model.text.token_embedding.weight for p in rest["params"])
+    assert rest["weight_decay"] == 0
+    assert build_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups[0]["weight_decay"] == 0.3
+
+
+def test_the_schedule_warms_up_and_ends_at_its_floor():
+    config = OptimConfig(lr=1.0, warmup_share=0.1, final_lr_share=0.2)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 2)) / 2)
+    assert rates[-1] == pytest.approx(0.2, abs=1e-3)
+
+
+def test_precision_is_as_asked_or_measured():
+    cpu = torch.device("cpu")
+    assert choose_precision("fp32", cpu, 32)[0] is None
+    assert choose_precision("bf16", cpu, 32)[0] == torch.bfloat16
+    dtype, reason = choose_precision("auto", cpu, 64)
+    assert dtype in (None, torch.bfloat16)
+    assert "times as fast" in reason
+    with pytest.raises(ValueError, match=r"train\.precision is 'half'"):
+        choose_precision("half", cpu, 32)
