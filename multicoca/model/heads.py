@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicoca.nn.init import MAX_LOGIT_SCALE
+from multicoca.nn.precision import at_least_float32
 
 
 class ModalityHeads(nn.Module):
@@ -29,8 +30,8 @@ class ModalityHeads(nn.Module):
 
     def embed(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embedding"]:
         """Projects a pooled source into the contrastive space, with length 1, in fp32."""
-        return F.normalize(self.source_projection(pooled).float(), dim=-1)
+        return F.normalize(at_least_float32(self.source_projection(pooled)), dim=-1)
 
     def logit_scale(self) -> Float[Tensor, "1"]:
         """Returns 1 / temperature, at most 100, in fp32."""
-        return self.log_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
+        return at_least_float32(self.log_scale).exp().clamp(max=MAX_LOGIT_SCALE)

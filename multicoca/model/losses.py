@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from multicoca.distributed.collectives import gather, rank
+from multicoca.nn.precision import at_least_float32
 
 
 def contrastive_loss(
@@ -59,5 +60,4 @@ def captioning_loss(
 
     Source: CoCa, equation 3.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, targets, reduction="sum") / count
+    return F.cross_entropy(at_least_float32(logits), targets, reduction="sum") / count

@@ -83,7 +83,7 @@ def test_points_show_depth_and_height():
     red = rgb[:, 0] > 0.6
     assert abs(xyz[red, 1].mean() - 0.5) < 0.02
     assert abs(xyz[~red, 1].mean() + 0.5) < 0.02
-    assert abs(np.abs(xyz[red, 0] + 0.6).max() - 0.28 * 0.85) < 0.05
+    assert abs(np.abs(xyz[red, 0] + 0.6).max() - 0.32 * 0.85) < 0.05
 
 
 @pytest.fixture(scope="module")
