@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from multicoca.eval.evaluator import EvaluationConfig
 from multicoca.model.coca import ModelConfig
@@ -104,10 +105,13 @@ def from_yaml(text: str) -> Config:
     """Reads what `to_yaml` wrote.
 
     Raises:
-        omegaconf.errors.OmegaConfBaseException: a key is unknown or a value has the wrong type.
+        ValueError: a key is unknown or a value has the wrong type.
     """
     schema = _writable(OmegaConf.structured(Config))
-    return OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(text)))
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(text)))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"this is not the configuration of a model of this version: {error}") from error
 
 
 def _writable(node: DictConfig) -> DictConfig:

@@ -33,6 +33,11 @@ def place(tmp_path_factory):
     return folder, environment
 
 
+def written(place, pattern: str) -> Path:
+    """Returns the folder of the shapes world whose name fits."""
+    return next(path for path in (place[0] / "cache" / "shapes").glob(pattern) if path.is_dir())
+
+
 def multicoca(place, *arguments: str, status: int = 0) -> str:
     folder, environment = place
     command = [sys.executable, "-m", "multicoca.cli.main", *arguments]
@@ -78,8 +83,7 @@ def test_a_finished_run_is_not_trained_again_and_another_configuration_is_refuse
 
 def test_caption_index_and_search(place, trained):
     folder, _ = trained
-    cache = place[0] / "cache" / "shapes"
-    files = [next(cache.glob(f"test-{name}-*")) for name in ("image", "video", "points", "signal")]
+    files = [written(place, f"test-{name}-*") for name in ("image", "video", "points", "signal")]
     chosen = [next(path for path in sorted(f.iterdir()) if path.suffix != ".jsonl") for f in files]
     lines = multicoca(place, "caption", str(folder / "model"), *map(str, chosen)).splitlines()
     assert sum("\t" in line for line in lines) == 4
@@ -133,8 +137,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(place):
 def test_your_own_folder_with_broken_files(place):
     folder, environment = place
     data = folder / "own"
-    shutil.copytree(next((folder / "cache" / "shapes").glob("train-image-*")), data)
-    clouds = next((folder / "cache" / "shapes").glob("train-points-*"))
+    shutil.copytree(written(place, "train-image-*"), data)
+    clouds = written(place, "train-points-*")
     lines = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
     rows = [{"file_name": line["file_name"], "text": line["text"]} for line in lines]
     for path in sorted(clouds.glob("*.ply")):
