@@ -133,7 +133,7 @@ def _check_training(modality: Modality, inputs: dict[str, Tensor]) -> None:
     losses = []
     for _ in range(4):
         outputs = model(modality.name, inputs, ids, torch.full((rows,), 6))
-        loss = captioning_loss(outputs.caption_logits, outputs.caption_targets, len(outputs.caption_targets))
+        loss = captioning_loss(outputs.caption_logits, outputs.caption_targets, 5 * rows)
         loss = loss + contrastive_loss(outputs.source, outputs.text, outputs.logit_scale)
         optimizer.zero_grad()
         loss.backward()

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from multicoca.nn.block import EncoderBlock
 from multicoca.tokens import Tokens
-from multicoca_points.block import Block
 from multicoca_points.grouping import farthest_point_sample, nearest_neighbors
 
 _POSITION_HIDDEN = 128  # Point-BERT's released code
@@ -112,7 +112,7 @@ class PointEncoder(nn.Module):
         self.position = nn.Sequential(
             nn.Linear(3 + 6 * position_frequencies, _POSITION_HIDDEN), nn.GELU(), nn.Linear(_POSITION_HIDDEN, width)
         )
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(EncoderBlock(width, num_heads, int(mlp_ratio * width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self._initialize()
 

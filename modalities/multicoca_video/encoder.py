@@ -11,13 +11,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from multicoca.nn.block import EncoderBlock
 from multicoca.tokens import Tokens
 
 
 class VideoEncoder(nn.Module):
     """Encodes clips frame by frame, see `multicoca.modality.Encoder`."""
 
-    def __init__(self, frame_encoder: nn.Module, num_frames: int = 8, pooling: str = "tokens") -> None:
+    def __init__(
+        self,
+        frame_encoder: nn.Module,
+        num_frames: int = 8,
+        pooling: str = "tokens",
+        mixing_blocks: int = 0,
+        mixing_heads: int = 4,
+    ) -> None:
         """Wraps a frame encoder.
 
         Args:
@@ -25,6 +33,9 @@ class VideoEncoder(nn.Module):
             num_frames: how many positions in time are learned; clips of another length interpolate between them.
             pooling: "tokens" keeps the tokens of all frames and adds the position in time; "mean" averages each
                 token over the frames and is blind to their order.
+            mixing_blocks: transformer blocks over the pooled tokens of all frames, so that what changes between frames
+                is seen before the core; VideoCoCa has none.
+            mixing_heads: their attention heads.
 
         Raises:
             ValueError: `num_frames` is less than 1 or `pooling` is something else.
@@ -37,6 +48,9 @@ class VideoEncoder(nn.Module):
         self.frame_encoder = frame_encoder
         self.width: int = frame_encoder.width
         self.pooling = _POOLINGS[pooling](num_frames, self.width)
+        self.mixing = nn.ModuleList(
+            EncoderBlock(self.width, mixing_heads, 2 * self.width) for _ in range(mixing_blocks)
+        )
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -57,7 +71,10 @@ class VideoEncoder(nn.Module):
         real = mask[:, :, None].expand(values.shape[:3])
         if encoded.mask is not None:
             real = real & encoded.mask.unflatten(0, (batch, num_frames))
-        return self.pooling(values, real, mask, encoded.grid)
+        tokens = self.pooling(values, real, mask, encoded.grid)
+        for block in self.mixing:
+            tokens = tokens.with_values(block(tokens.values, tokens.mask))
+        return tokens
 
 
 class TemporalTokens(nn.Module):

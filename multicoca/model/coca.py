@@ -21,6 +21,9 @@ from multicoca.nn.init import initialize
 from multicoca.nn.precision import at_least_float32
 from multicoca.tokens import Tokens
 
+NO_TARGET = -100  # what torch's cross_entropy leaves out
+_ROW_MULTIPLE = 256
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -59,8 +62,8 @@ class Outputs:
         source: contrastive embeddings of the sources, length 1, fp32.
         text: contrastive embeddings of the texts, length 1, fp32.
         logit_scale: 1 / temperature of the modality.
-        caption_logits: logits at the tokens that have a next one, all texts one after another.
-        caption_targets: the next tokens.
+        caption_logits: logits at the tokens that have a next one, all texts one after another, and some rows more.
+        caption_targets: the next tokens; NO_TARGET in the rows that only fill up.
     """
 
     source: Float[Tensor, "batch embedding"]
@@ -142,13 +145,13 @@ class CoCa(nn.Module):
         context, source = self.encode(modality, inputs)
         texts, cls = self.text.unimodal(ids, lengths)
         hidden = self.text.multimodal(texts[:, :-1], context)
-        has_next = torch.arange(ids.shape[1] - 1, device=ids.device) < lengths[:, None] - 1
+        rows, targets = _predicted_rows(ids, lengths)
         return Outputs(
             source,
             self._project_text(cls),
             self.heads[modality].logit_scale(),
-            self.heads[modality].caption_head(hidden[has_next]),
-            ids[:, 1:][has_next],
+            self.heads[modality].caption_head(hidden.flatten(0, 1)[rows]),
+            targets,
         )
 
     def next_token_logits(
@@ -160,3 +163,21 @@ class CoCa(nn.Module):
 
     def _project_text(self, cls: Tensor) -> Tensor:
         return F.normalize(at_least_float32(self.text_projection(cls)), dim=-1)
+
+
+def _predicted_rows(
+    ids: Int[Tensor, "batch length"], lengths: Int[Tensor, "batch"]
+) -> tuple[Int[Tensor, "rows"], Int[Tensor, "rows"]]:
+    """Finds the tokens that have a next one, so that the caption head runs on no padding.
+
+    Their number is rounded up with rows without a target: kernels are prepared anew for every shape, which costs
+    time and memory.
+
+    Returns:
+        (indices into the flattened [batch, length - 1], the next token of each or NO_TARGET).
+    """
+    has_next = torch.arange(ids.shape[1] - 1, device=ids.device) < lengths[:, None] - 1
+    rows = has_next.flatten().nonzero()[:, 0]
+    fill = -len(rows) % _ROW_MULTIPLE
+    targets = ids[:, 1:].flatten()[rows]
+    return F.pad(rows, (0, fill)), F.pad(targets, (0, fill), value=NO_TARGET)

@@ -51,8 +51,8 @@ def captioning_loss(
     """Cross-entropy of the next tokens.
 
     Args:
-        logits: predictions at real tokens only.
-        targets: the tokens that came next.
+        logits: predictions at real tokens.
+        targets: the tokens that came next; -100 where none is predicted.
         count: targets of this modality in the whole optimizer step, over all micro-batches and ranks.
 
     Returns:

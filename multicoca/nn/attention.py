@@ -51,10 +51,13 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"], causal: bool) -> Float[Tensor, "batch tokens width"]:
-        """Attends; with `causal`, no token sees a later one."""
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], causal: bool, mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Attends; with `causal`, no token sees a later one; where `mask` is False a token is not seen."""
         q, k, v = rearrange(self.query_key_value(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
-        mixed = attend(q, k, v, causal=causal)
+        visible = None if mask is None else mask[:, None, None, :]
+        mixed = attend(q, k, v, causal=causal, mask=visible)
         return self.out(rearrange(mixed, "b h t d -> b t (h d)"))
 
 

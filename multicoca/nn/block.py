@@ -1,4 +1,4 @@
-"""The transformer block of both halves of the text decoder: pre-norm, one MLP.
+"""The transformer blocks: those of both halves of the text decoder, and one for encoders; pre-norm, one MLP.
 
 With cross-attention the order is causal self-attention, cross-attention, MLP (CoCa, arXiv 2205.01917,
 section 3.2); open_clip's variant with a second MLP is not this block.
@@ -7,7 +7,7 @@ section 3.2); open_clip's variant with a second MLP is not this block.
 from __future__ import annotations
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicoca.nn.attention import CrossAttention, SelfAttention
@@ -25,6 +25,27 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Applies the MLP to each vector."""
         return self.down(F.gelu(self.up(x)))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention in both directions and MLP, for encoders.
+
+    Source: Dosovitskiy et al. (arXiv 2010.11929), equations 2 and 3.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_width)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Applies the block; tokens that `mask` marks False are attended by none."""
+        x = x + self.attention(self.norm_attention(x), causal=False, mask=mask)
+        return x + self.mlp(self.norm_mlp(x))
 
 
 class UnimodalBlock(nn.Module):

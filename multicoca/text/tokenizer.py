@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 BEGIN, END, PAD = "<bos>", "<eos>", "<pad>"
+_LENGTH_MULTIPLE = 8  # few different lengths: kernels are prepared anew for every shape
 
 
 class TextTokenizer:
@@ -72,13 +73,14 @@ class TextTokenizer:
         """Encodes texts.
 
         Returns:
-            (ids padded to the longest text of the batch, number of real tokens of each).
+            (ids padded to the longest text of the batch or a little more, number of real tokens of each).
         """
         rows = []
         for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False):
             rows.append([self.begin_id, *encoding.ids[: self.context_length - 2], self.end_id])
         lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.full((len(rows), int(lengths.max())), self.pad_id)
+        width = min(-(-int(lengths.max()) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.context_length)
+        ids = torch.full((len(rows), width), self.pad_id)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = torch.tensor(row)
         return ids, lengths

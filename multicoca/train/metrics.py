@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -79,6 +78,5 @@ class PeakMemory:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
             total += info.pss if sys.platform == "linux" else info.rss
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        self._peak = max(self._peak, total, own)
+        self._peak = max(self._peak, total)
         return self._peak / 2**30

@@ -49,22 +49,30 @@ RED_LEFT_OF_BLUE = Scene(
 )
 
 
+A_TO_B = "a large red cube on the left, left of a small blue ball"
+B_TO_A = "a small blue ball on the right, right of a large red cube"
+
+
 @pytest.mark.parametrize(
     ("caption", "facts", "right", "total"),
     [
-        ("a large red cube left of a small blue ball", set(), 7, 7),
-        ("a small blue ball to the right of a large red cube", set(), 7, 7),
-        ("a small blue ball left of a large red cube", set(), 6, 7),
-        ("a large red cube above a small blue ball", set(), 6, 7),
-        ("a large green cube left of a small blue ball", set(), 6, 7),
-        ("a large red cube on the left", set(), 3, 7),
-        ("", set(), 0, 7),
-        ("a large red cube left of a small blue ball, and a small red ring at the top", set(), 7, 10),
-        ("a large red cube left of a small blue ball, and the red cube moves up", {"motion"}, 8, 8),
-        ("a large red cube left of a small blue ball, and the red cube moves down", {"motion"}, 7, 8),
-        ("a large red cube left of a small blue ball, and nothing moves", {"motion"}, 7, 8),
-        ("a large red cube left of a small blue ball, the red cube behind the blue ball", {"depth"}, 8, 8),
-        ("a large red cube left of a small blue ball, the red cube in front of the blue ball", {"depth"}, 7, 8),
+        (A_TO_B, set(), 8, 8),
+        ("there is " + A_TO_B.replace("left of", "to the left of"), set(), 8, 8),
+        (B_TO_A, set(), 8, 8),
+        (B_TO_A.replace("right of", "left of"), set(), 7, 8),
+        (A_TO_B.replace("left of", "above"), set(), 7, 8),
+        (A_TO_B.replace("on the left", "at the top"), set(), 7, 8),
+        (A_TO_B.replace("red", "green"), set(), 7, 8),
+        ("a large red cube on the left", set(), 4, 8),
+        ("", set(), 0, 8),
+        (A_TO_B + ", and a small red ring at the top", set(), 8, 11),
+        (A_TO_B.replace("cube", "cube moving up"), {"motion"}, 9, 9),
+        (A_TO_B.replace("cube", "cube moving down"), {"motion"}, 8, 9),
+        (A_TO_B.replace("ball", "ball moving up"), {"motion"}, 8, 9),
+        (A_TO_B, {"motion"}, 8, 9),
+        (A_TO_B.replace("left of", "left of and behind"), {"depth"}, 9, 9),
+        (A_TO_B.replace("left of", "left of and in front of"), {"depth"}, 8, 9),
+        (A_TO_B, {"depth"}, 8, 9),
     ],
 )
 def test_words_are_counted_as_by_hand(caption, facts, right, total):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import VOCAB, VectorEncoder, small_model
 
-from multicoca.model.coca import CoCa, ModelConfig
+from multicoca.model.coca import NO_TARGET, CoCa, ModelConfig
 from multicoca.model.generate import generate_greedy
 from multicoca.model.losses import captioning_loss
 from multicoca.model.pooler import POOLERS
@@ -46,10 +46,10 @@ def test_cls_sees_every_real_token(model):
 def test_no_logit_depends_on_a_later_token(model, pairs):
     inputs, ids, _ = pairs
     lengths = torch.full((5,), 9)
-    reference = model("a", inputs, ids, lengths).caption_logits.unflatten(0, (5, 8))
+    reference = model("a", inputs, ids, lengths).caption_logits[:40].unflatten(0, (5, 8))
     changed = ids.clone()
     changed[:, 5] = (changed[:, 5] + 1) % VOCAB
-    logits = model("a", inputs, changed, lengths).caption_logits.unflatten(0, (5, 8))
+    logits = model("a", inputs, changed, lengths).caption_logits[:40].unflatten(0, (5, 8))
     torch.testing.assert_close(logits[:, :5], reference[:, :5], rtol=0, atol=0)
     assert (logits[:, 5:] - reference[:, 5:]).abs().amax(dim=(0, 2)).min() > 1e-4
 
@@ -80,6 +80,13 @@ def test_batch_composition_changes_nothing(model, pairs):
     alone = model("a", {"x": inputs["x"][1:2]}, ids[1:2, :4], lengths[1:2])
     torch.testing.assert_close(alone.source[0], together.source[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(alone.text[0], together.text[1], rtol=1e-5, atol=1e-6)
+
+
+def test_only_tokens_with_a_next_one_are_targets(model, pairs):
+    inputs, ids, lengths = pairs
+    targets = model("a", inputs, ids, lengths).caption_targets
+    expected = torch.cat([row[1:length] for row, length in zip(ids, lengths, strict=True)])
+    assert targets[targets != NO_TARGET].tolist() == expected.tolist()
 
 
 def test_every_parameter_gets_a_gradient(pairs):
@@ -133,7 +140,7 @@ def test_a_parameter_without_a_rule_is_an_error():
 def test_the_first_captioning_loss_is_the_logarithm_of_the_vocabulary():
     ids = torch.randint(0, VOCAB, (200, 12), generator=torch.Generator().manual_seed(0))
     outputs = small_model()("a", {"x": torch.randn(200, 3, 6)}, ids, torch.full((200,), 12))
-    loss = captioning_loss(outputs.caption_logits, outputs.caption_targets, len(outputs.caption_targets))
+    loss = captioning_loss(outputs.caption_logits, outputs.caption_targets, 200 * 11)
     assert abs(float(loss) / math.log(VOCAB) - 1) < 0.02
 
 

@@ -22,7 +22,8 @@ def test_texts_come_back(tokenizer, text):
 
 def test_each_row_starts_ends_and_is_padded(tokenizer):
     ids, lengths = tokenizer(TEXTS[:2])
-    assert ids.shape == (2, int(lengths.max()))
+    assert ids.shape[1] >= int(lengths.max())
+    assert ids.shape[1] % 8 == 0
     assert ids[:, 0].tolist() == [tokenizer.begin_id] * 2
     assert [int(row[length - 1]) for row, length in zip(ids, lengths, strict=True)] == [tokenizer.end_id] * 2
     assert (ids[0, lengths[0] :] == tokenizer.pad_id).all()

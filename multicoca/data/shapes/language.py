@@ -1,8 +1,9 @@
 """What can be said of a scene: captions for training, all valid captions, and the share of words that is right.
 
-A caption says what a front view shows; a modality adds the facts it alone shows: "motion" for clips, "depth"
-for point clouds. `valid_captions` is the ground truth for exact match: any order of naming, any true relation
-and any phrasing counts. `attribute_score` reads a caption leniently, word by word.
+A caption says what a front view shows; a modality adds the facts it alone shows: "motion" for clips ("a red ball
+moving up"), "depth" for point clouds ("left of and behind a blue cube"). `valid_captions` is the ground truth for
+exact match: any order of naming, any true relation and any phrasing counts. `attribute_score` reads a caption
+leniently, word by word.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from multicoca.data.shapes.scene import COLORS, MARGIN, MOTIONS, PLACES, SHAPES,
 
 _RELATIONS = {"right of": (0, 1), "left of": (0, -1), "above": (2, 1), "below": (2, -1)}  # axis, sign of a - b
 _PHRASES = {"right of": ("right of", "to the right of"), "left of": ("left of", "to the left of")}
+_DEPTHS = ("in front of", "behind")
 
 
 def captions_of(scene: Scene, facts: Set[str], count: int) -> list[str]:
@@ -28,7 +30,9 @@ def captions_of(scene: Scene, facts: Set[str], count: int) -> list[str]:
         count: how many captions to return at the most.
     """
     rng = np.random.default_rng((*scene.seed, 7))
-    pool = list(_captions(scene, facts, orders=[tuple(range(len(scene.objects)))], clearest_only=True))
+    first, *others = range(len(scene.objects))
+    orders = [(first, *others)] if len(others) != 1 else [(first, *others), (*others, first)]
+    pool = list(_captions(scene, facts, orders, clearest_only=True))
     rest = [pool[1:][i] for i in rng.permutation(len(pool) - 1)]
     return [pool[0], *rest[: count - 1]]
 
@@ -48,21 +52,24 @@ def attribute_score(caption: str, scene: Scene, facts: Set[str]) -> tuple[int, i
     Returns:
         (right, total): total is the number of facts of the scene, or of the caption when it states more.
     """
-    named = [match.groups() for match in _NAMED.finditer(caption)]
-    total = 3 * max(len(scene.objects), len(named)) + (len(scene.objects) != 2) + (len(scene.objects) > 1) + len(facts)
-    slots = list(range(len(scene.objects))) + [None] * max(0, len(named) - len(scene.objects))
+    named = list(_NAMED.finditer(caption))
+    count = len(scene.objects)
+    total = 3 * max(count, len(named)) + (2 if count == 3 else 1) + (count > 1) + len(facts)
+    slots = list(range(count)) + [None] * max(0, len(named) - count)
     best = 0
     for assigned in set(itertools.permutations(slots, len(named))):
         right = 0
-        for words, index in zip(named, assigned, strict=True):
+        for match, index in zip(named, assigned, strict=True):
             if index is not None:
                 target = scene.objects[index]
-                right += sum(a == b for a, b in zip(words, (target.size, target.color, target.shape), strict=True))
+                right += sum(a == b for a, b in zip(match.groups()[:3], (target.size, target.color, target.shape), strict=True))
         objects = [None if index is None else scene.objects[index] for index in assigned]
-        right += _relation_is_right(caption, scene, objects) + _place_is_right(caption, scene, objects)
+        right += _relation_is_right(caption, objects, count) + _right_places(caption, objects, count)
+        if "motion" in facts:
+            said = {(index, match[4]) for match, index in zip(named, assigned, strict=True) if match[4]}
+            right += bool(named) and said == (set() if scene.motion is None else {scene.motion})
+        right += "depth" in facts and _depth_is_right(caption, objects, count)
         best = max(best, right)
-    best += "motion" in facts and _motion_is_right(caption, scene)
-    best += "depth" in facts and _depth_is_right(caption, scene)
     return best, total
 
 
@@ -71,33 +78,35 @@ def _captions(
 ) -> Iterable[str]:
     """Yields captions in a fixed order: every phrasing, for each order of naming the objects."""
     for order in orders:
-        a, *others = (scene.objects[i] for i in order)
-        bases: list[str] = []
+        names = [_name(scene, index, facts) for index in order]
+        first, *others = (scene.objects[index] for index in order)
         if not others:
-            bases = [f"{_name(a)} {a.place}", f"there is {_name(a)} {a.place}", f"{a.place} is {_name(a)}"]
-        else:
-            pairs = [(a, others[0])] + ([(others[0], a)] if clearest_only else [])
-            for first, second in pairs:
-                for relation in _relations(first, second, clearest_only):
-                    for phrase in _PHRASES.get(relation, (relation,)):
-                        bases.append(f"{_name(first)} {phrase} {_name(second)}")
-                        bases.append(f"there is {_name(first)} {phrase} {_name(second)}")
-            for third in others[1:]:
-                bases = [f"{base}{joint} {_name(third)} {third.place}" for base in bases for joint in (", and", ", with")]
-        tails = [""]
-        if "motion" in facts:
-            tails = [tail + clause for tail in tails for clause in _motion_clauses(scene)]
-        if "depth" in facts:
-            tails = [tail + clause for tail in tails for clause in _depth_clauses(a, others[0] if others else None)]
-        yield from (base + tail for base in bases for tail in tails)
+            tail = f", {_distance(first)}" if "depth" in facts else ""
+            yield f"{names[0]} {first.place}{tail}"
+            yield f"there is {names[0]} {first.place}{tail}"
+            yield f"{first.place} is {names[0]}{tail}"
+            continue
+        for relation in _relations(first, others[0], clearest_only):
+            for phrase in _PHRASES.get(relation, (relation,)):
+                if "depth" in facts:
+                    phrase = f"{phrase} and {_DEPTHS[first.position[1] > others[0].position[1]]}"
+                for start in ("", "there is "):
+                    base = f"{start}{names[0]} {first.place}, {phrase} {names[1]}"
+                    if len(others) == 1:
+                        yield base
+                    else:
+                        yield f"{base}, and {names[2]} {others[1].place}"
+                        yield f"{base}, with {names[2]} {others[1].place}"
 
 
-def _name(target: SceneObject) -> str:
-    return f"a {target.size} {target.color} {target.shape}"
+def _name(scene: Scene, index: int, facts: Set[str]) -> str:
+    target = scene.objects[index]
+    moves = "motion" in facts and scene.motion is not None and scene.motion[0] == index
+    return f"a {target.size} {target.color} {target.shape}" + (f" moving {scene.motion[1]}" if moves else "")
 
 
-def _short_name(target: SceneObject) -> str:
-    return f"the {target.color} {target.shape}"
+def _distance(target: SceneObject) -> str:
+    return "far away" if target.position[1] > 0 else "close to us"
 
 
 def _relations(first: SceneObject, second: SceneObject, clearest_only: bool) -> list[str]:
@@ -108,64 +117,37 @@ def _relations(first: SceneObject, second: SceneObject, clearest_only: bool) -> 
     return [word for word, gap in gaps.items() if gap >= MARGIN]
 
 
-def _motion_clauses(scene: Scene) -> list[str]:
-    if scene.motion is None:
-        return [", and nothing moves", ", nothing moving"]
-    mover, direction = _short_name(scene.objects[scene.motion[0]]), scene.motion[1]
-    return [f", and {mover} moves {direction}", f", {mover} moving {direction}"]
-
-
-def _depth_clauses(first: SceneObject, second: SceneObject | None) -> list[str]:
-    if second is None:
-        return [f", {'far away' if first.position[1] > 0 else 'close to us'}"]
-    clauses = []
-    for a, b in ((first, second), (second, first)):
-        clauses.append(f", {_short_name(a)} {'behind' if a.position[1] > b.position[1] else 'in front of'} {_short_name(b)}")
-    return clauses
-
-
 def _either(words: Iterable[str]) -> str:
     return "(" + "|".join(sorted(words, key=len, reverse=True)) + ")"
 
 
-_NAMED = re.compile(rf"\ba {_either(SIZES)} {_either(COLORS)} {_either(SHAPES)}\b")
+_NAMED = re.compile(rf"\ba {_either(SIZES)} {_either(COLORS)} {_either(SHAPES)}\b(?: moving {_either(MOTIONS)}\b)?")
 _PLACE = re.compile(rf"\b{_either(place for row in PLACES for place in row)}\b")
-_RELATION = re.compile(rf"\b{_either(_RELATIONS)} a\b")
-_MOTION = re.compile(rf"\bthe {_either(COLORS)} {_either(SHAPES)} mov(?:es|ing) {_either(MOTIONS)}\b")
-_PAIR = rf"the {_either(COLORS)} {_either(SHAPES)}"
-_DEPTH = re.compile(rf"\b{_PAIR} (behind|in front of) {_PAIR}\b")
+_RELATION = re.compile(rf", (?:to the )?{_either(_RELATIONS)}(?: and {_either(_DEPTHS)})? a\b")
 
 
-def _relation_is_right(caption: str, scene: Scene, objects: list[SceneObject | None]) -> bool:
+def _relation_is_right(caption: str, objects: list[SceneObject | None], count: int) -> bool:
     """Whether the relation between the first two objects of the caption holds in the scene."""
     found = _RELATION.search(caption)
-    if len(scene.objects) < 2 or found is None or len(objects) < 2 or objects[0] is None or objects[1] is None:
+    if count < 2 or found is None or len(objects) < 2 or objects[0] is None or objects[1] is None:
         return False
     return found[1] in _relations(objects[0], objects[1], clearest_only=False)
 
 
-def _place_is_right(caption: str, scene: Scene, objects: list[SceneObject | None]) -> bool:
-    """Whether the place stated (of the only object, or of the third) is that object's place."""
-    found = _PLACE.search(caption)
-    placed = objects[-1] if len(objects) in (1, 3) else None
-    return len(scene.objects) != 2 and found is not None and placed is not None and placed.place == found[1]
+def _right_places(caption: str, objects: list[SceneObject | None], count: int) -> int:
+    """Counts the places that are right: that of the first object and, of three, that of the third."""
+    said = _PLACE.findall(caption)
+    placed = [objects[index] for index in (0, 2) if index < len(objects)][: 2 if count == 3 else 1]
+    pairs = zip(said, placed, strict=False)
+    return sum(target is not None and target.place == place for place, target in pairs)
 
 
-def _motion_is_right(caption: str, scene: Scene) -> bool:
-    if scene.motion is None:
-        return re.search(r"\bnothing mov(es|ing)\b", caption) is not None
-    found, mover = _MOTION.search(caption), scene.objects[scene.motion[0]]
-    return found is not None and found.groups() == (mover.color, mover.shape, scene.motion[1])
-
-
-def _depth_is_right(caption: str, scene: Scene) -> bool:
-    if len(scene.objects) == 1:
-        return caption.endswith(_depth_clauses(scene.objects[0], None)[0])
-    found = _DEPTH.search(caption)
-    if found is None:
+def _depth_is_right(caption: str, objects: list[SceneObject | None], count: int) -> bool:
+    if not objects or objects[0] is None:
         return False
-    by_look = {(target.color, target.shape): target for target in scene.objects}
-    first, second = by_look.get(found.groups()[:2]), by_look.get(found.groups()[3:])
-    if first is None or second is None or first is second:
+    if count == 1:
+        return caption.endswith(_distance(objects[0]))
+    found = _RELATION.search(caption)
+    if found is None or len(objects) < 2 or objects[1] is None:
         return False
-    return (first.position[1] > second.position[1]) == (found[3] == "behind")
+    return found[2] == _DEPTHS[objects[0].position[1] > objects[1].position[1]]

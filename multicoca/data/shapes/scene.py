@@ -33,10 +33,10 @@ PLACES = (
 )
 HELD_OUT = frozenset({("red", "ring"), ("yellow", "cube"), ("green", "ball"), ("blue", "cross"), ("purple", "cone")})
 
-TRAVEL = 0.4  # length of a motion
+TRAVEL = 0.6  # length of a motion
 MARGIN = 0.3  # two objects stand in a relation when they are at least this far apart along its axis
-_CELL = 0.62  # distance of the outer places from the centre
-_JITTER = 0.1  # with half a TRAVEL it stays inside the place, which is 2/3 wide
+_CELL = 0.56  # distance of the outer places from the centre
+_JITTER = 0.1
 _SPLIT_CODES = {"train": 0, "test": 1, "composition": 2}
 
 

@@ -25,7 +25,7 @@ from multicoca.data.shapes.scene import Scene, draw_scene
 from multicoca.data.sources import Folder, Listing
 from multicoca.modality import Processor, SceneRenderer
 
-_FORMAT = 2  # raise it when scenes, captions or files change, so that old folders are not used again
+_FORMAT = 3  # raise it when scenes, captions or files change, so that old folders are not used again
 
 
 class ShapesWorld:
