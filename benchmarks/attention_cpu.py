@@ -1,6 +1,6 @@
 """Fused attention against plain matrix products on a CPU, forward and backward: why `nn.attention.attend` switches.
 
-    python benchmarks/attention_cpu.py
+python benchmarks/attention_cpu.py
 """
 
 import platform

@@ -143,7 +143,9 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> MultiC
     try:
         load_model(bundle.network, folder / WEIGHTS)
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the weights {folder / WEIGHTS} cannot be loaded into the model of {CONFIG}: {error}") from error
+        raise ValueError(
+            f"the weights {folder / WEIGHTS} cannot be loaded into the model of {CONFIG}: {error}"
+        ) from error
     bundle.network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return MultiCoCa(bundle, config)
 
@@ -188,4 +190,6 @@ def _local_folder(folder: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(folder), allow_patterns=[WEIGHTS, CONFIG, TOKENIZER, CARD]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"there is no folder {folder}, and the hub did not give a model of that name: {error}") from error
+        raise ValueError(
+            f"there is no folder {folder}, and the hub did not give a model of that name: {error}"
+        ) from error

@@ -92,7 +92,9 @@ class Encoder(Protocol):
     width: int
     blocks: nn.ModuleList
 
-    def __call__(self, inputs: dict[str, Tensor]) -> Tokens: ...
+    def __call__(self, inputs: dict[str, Tensor]) -> Tokens:
+        """Encodes collated inputs."""
+        ...
 
 
 @dataclass(frozen=True)

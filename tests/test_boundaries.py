@@ -79,7 +79,11 @@ def test_no_identifier_of_the_core_knows_a_modality(package):
 
 
 def test_every_module_says_what_it_is():
-    without = [str(path) for path in CORE + MODALITIES if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))]
+    without = [
+        str(path)
+        for path in CORE + MODALITIES
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
     assert without == []
 
 

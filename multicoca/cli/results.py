@@ -18,7 +18,7 @@ from multicoca.cli.report import CaptionExample, Report, RetrievalExample, write
 from multicoca.config import Config, to_yaml
 from multicoca.data.sample import Item
 from multicoca.eval.evaluator import Answers
-from multicoca.eval.shapes import scene_judge
+from multicoca.eval.shapes import all_references, scene_judge
 from multicoca.modality import Processor
 from multicoca.model.bundle import Bundle
 
@@ -124,7 +124,11 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def _processor_name() -> str:
     information = Path("/proc/cpuinfo")
-    names = [line for line in information.read_text().splitlines() if line.startswith("model name")] if information.is_file() else []
+    names = (
+        [line for line in information.read_text().splitlines() if line.startswith("model name")]
+        if information.is_file()
+        else []
+    )
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
@@ -157,7 +161,7 @@ def _caption_examples(bundle: Bundle, modality: str, answers: Answers) -> list[C
     chosen = wrong[:_CAPTION_FAILURES] + [row for row in rows if row[2]][:_CAPTION_SUCCESSES]
     processor = bundle.processors[modality]
     return [
-        CaptionExample(_thumbnail(item, processor), list(item.texts[:2]), caption, exact, score)
+        CaptionExample(_thumbnail(item, processor), all_references(item, processor), caption, exact, score)
         for item, caption, exact, score in chosen
     ]
 
@@ -179,7 +183,11 @@ def _across_retrievals(
 ) -> list[RetrievalExample]:
     """Asks with items of one modality for the same scene in another."""
     rows = {item.key: index for index, item in enumerate(answers[second].items)}
-    pairs = [(i, rows[answers[first].items[i].key]) for i in _distinct(answers[first], seed) if answers[first].items[i].key in rows]
+    pairs = [
+        (i, rows[answers[first].items[i].key])
+        for i in _distinct(answers[first], seed)
+        if answers[first].items[i].key in rows
+    ]
     similarity = answers[first].embeddings[[a for a, _ in pairs]] @ answers[second].embeddings[[b for _, b in pairs]].T
     items = [(second, answers[second].items[b]) for _, b in pairs]
     return [

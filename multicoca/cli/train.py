@@ -26,7 +26,6 @@ from multicoca.cli.results import log_answers, model_card, summary, write_run_re
 from multicoca.config import Config, to_yaml
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, usable_workers
-from multicoca.data.sample import Item
 from multicoca.data.sources import Listing
 from multicoca.distributed.collectives import rank, wait_for_all, world_size
 from multicoca.distributed.launch import available_cores, is_launched, local_processes, run_processes

@@ -83,7 +83,9 @@ class Steps(Dataset):
                 texts.append(item.texts[keyed_number(self.seed, epoch, modality, item.key, "text") % len(item.texts)])
                 break
             else:
-                raise ValueError(f"{_ATTEMPTS} {modality} files in a row cannot be read; the last: {problems[-1].reason}")
+                raise ValueError(
+                    f"{_ATTEMPTS} {modality} files in a row cannot be read; the last: {problems[-1].reason}"
+                )
         ids, lengths = self.tokenizer(texts)
         return Batch(modality, processor.collate(samples), ids, lengths, tuple(keys), tuple(problems))
 

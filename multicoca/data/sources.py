@@ -78,7 +78,9 @@ class Folder:
             item, reason = _item(line, key, self.manifest.parent, processors)
             if item is not None and (item.modality, key) in seen:
                 item, reason = None, f"its key '{key}' occurs twice; keys must be unique"
-            modality = item.modality if item is not None else _modality_by_suffix(str(line.get("file_name")), processors)
+            modality = (
+                item.modality if item is not None else _modality_by_suffix(str(line.get("file_name")), processors)
+            )
             counts = listing.listed.setdefault(split, {})
             counts[modality or "unknown"] = counts.get(modality or "unknown", 0) + 1
             if item is None:
@@ -114,7 +116,9 @@ def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if reader.fieldnames is None or not {"file_name", "text"} <= set(reader.fieldnames):
-                raise ValueError(f"{manifest} has the columns {reader.fieldnames}; expected at least file_name and text")
+                raise ValueError(
+                    f"{manifest} has the columns {reader.fieldnames}; expected at least file_name and text"
+                )
             yield from enumerate(reader, start=2)
         return
     with manifest.open(encoding="utf-8") as file:
@@ -137,7 +141,11 @@ def _item(
     modality = str(line.get("modality") or "") or _modality_by_suffix(file.name, processors)
     if modality not in processors:
         readable = ", ".join(sorted({suffix for processor in processors.values() for suffix in processor.suffixes}))
-        what = f"modality '{modality}' is not among {', '.join(processors)}" if modality else f"suffix '{file.suffix}' is unknown"
+        what = (
+            f"modality '{modality}' is not among {', '.join(processors)}"
+            if modality
+            else f"suffix '{file.suffix}' is unknown"
+        )
         return None, f"{what}; readable suffixes: {readable}"
     if not file.is_file():
         return None, "the file does not exist"
@@ -148,7 +156,9 @@ def _item(
         return None, "it has no caption: text is empty or not a string or list of strings"
     label = line.get("label")
     extra = {name: value for name, value in line.items() if name not in _KNOWN}
-    return Item(key, file, modality, tuple(dict.fromkeys(texts)), None if label in (None, "") else str(label), extra), ""
+    return Item(
+        key, file, modality, tuple(dict.fromkeys(texts)), None if label in (None, "") else str(label), extra
+    ), ""
 
 
 def _modality_by_suffix(name: str, processors: Mapping[str, Processor]) -> str:

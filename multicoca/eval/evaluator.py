@@ -133,9 +133,7 @@ def captioning(answers: Answers, judge: Judge | None, meteor: bool = False) -> d
     return scores
 
 
-def evaluate_across(
-    answers: Mapping[str, Answers], config: EvaluationConfig, seed: int
-) -> dict[str, dict[str, Any]]:
+def evaluate_across(answers: Mapping[str, Answers], config: EvaluationConfig, seed: int) -> dict[str, dict[str, Any]]:
     """Retrieves items of one modality by those of another with the same key, for every ordered pair.
 
     Returns:

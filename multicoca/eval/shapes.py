@@ -37,6 +37,14 @@ def scene_judge(items: tuple[Item, ...], processor: Processor) -> Judge | None:
     return judge
 
 
+def all_references(item: Item, processor: Processor) -> list[str]:
+    """Returns every right caption where the scene is known, or the listed ones; the first is a listed one."""
+    scene = scene_of(item)
+    if scene is None or not isinstance(processor, SceneRenderer):
+        return list(item.texts)
+    return [*item.texts, *sorted(valid_captions(scene, processor.scene_facts) - set(item.texts))]
+
+
 def attribute_accuracy(bundle: Bundle, answers: Answers) -> dict[str, dict[str, object]]:
     """Classifies colour, shape, size and place of single objects by prompts.
 

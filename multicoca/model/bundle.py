@@ -36,9 +36,7 @@ class Bundle:
         return next(self.network.parameters()).device
 
     @torch.no_grad()
-    def encode(
-        self, modality: str, inputs: Mapping[str, Tensor]
-    ) -> tuple[Tokens, Float[Tensor, "batch embedding"]]:
+    def encode(self, modality: str, inputs: Mapping[str, Tensor]) -> tuple[Tokens, Float[Tensor, "batch embedding"]]:
         """Encodes collated inputs; returns (context for `write`, embeddings of length 1)."""
         return self.network.encode(modality, {name: value.to(self.device) for name, value in inputs.items()})
 

@@ -44,9 +44,7 @@ class TextDecoder(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(context_length, width))
         self.cls_embedding = nn.Parameter(torch.empty(width))
-        self.unimodal_blocks = nn.ModuleList(
-            UnimodalBlock(width, num_heads, mlp_width) for _ in range(unimodal_layers)
-        )
+        self.unimodal_blocks = nn.ModuleList(UnimodalBlock(width, num_heads, mlp_width) for _ in range(unimodal_layers))
         self.norm_cls = nn.LayerNorm(width)
         self.multimodal_blocks = nn.ModuleList(
             MultimodalBlock(width, num_heads, mlp_width) for _ in range(multimodal_layers)
@@ -54,7 +52,7 @@ class TextDecoder(nn.Module):
         self.norm_caption = nn.LayerNorm(width)
 
     def unimodal(
-        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, "batch"]
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, batch]
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch width"]]:
         """Runs the text-only half.
 

@@ -56,9 +56,7 @@ def accumulate_gradients(
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             outputs = model(batch.modality, batch.inputs, batch.ids, batch.lengths)
-        contrastive = contrastive_loss(
-            outputs.source, outputs.text, outputs.logit_scale, config.contrastive_reduction
-        )
+        contrastive = contrastive_loss(outputs.source, outputs.text, outputs.logit_scale, config.contrastive_reduction)
         captioning = captioning_loss(outputs.caption_logits, outputs.caption_targets, counts[batch.modality])
         total = config.contrastive_weight * contrastive + config.captioning_weight * captioning
         (total / len(counts)).backward()

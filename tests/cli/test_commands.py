@@ -56,7 +56,12 @@ def trained(place):
 def test_train_writes_all_it_promises(trained):
     folder, output = trained
     assert {"model", "tensorboard", "results.json", "report.html", "config.yaml"} <= {p.name for p in folder.iterdir()}
-    assert {p.name for p in (folder / "model").iterdir()} == {"model.safetensors", "config.yaml", "tokenizer.json", "README.md"}
+    assert {p.name for p in (folder / "model").iterdir()} == {
+        "model.safetensors",
+        "config.yaml",
+        "tokenizer.json",
+        "README.md",
+    }
     results = json.loads((folder / "results.json").read_text())
     assert set(results["modalities"]) == {"image", "video", "points", "signal"}
     for found in results["modalities"].values():

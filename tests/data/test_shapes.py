@@ -118,7 +118,9 @@ def test_files_are_written_once_and_mended_when_broken(tmp_path, processors):
 def test_two_at_once_write_one_whole_set(tmp_path, processors):
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: world(tmp_path, 40).list_items(processors, 0), range(2)))
-    assert [item.file for item in found[0].of("train")["image"]] == [item.file for item in found[1].of("train")["image"]]
+    assert [item.file for item in found[0].of("train")["image"]] == [
+        item.file for item in found[1].of("train")["image"]
+    ]
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 

@@ -149,7 +149,7 @@ def test_a_broken_file_is_replaced_by_a_fixed_other_one_and_named(tmp_path):
 
 def test_evaluation_replaces_nothing(tmp_path):
     steps = steps_of(tmp_path, ["1", "no", "3"], 3)
-    (items, inputs, problems), = evaluation_batches(steps.items["numbers"], Numbers(), 8)
+    ((items, inputs, problems),) = evaluation_batches(steps.items["numbers"], Numbers(), 8)
     assert [item.key for item in items] == ["0", "2"]
     assert len(inputs["x"]) == 2
     assert [problem.key for problem in problems] == ["1"]

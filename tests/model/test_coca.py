@@ -125,7 +125,9 @@ def test_every_parameter_follows_the_table_of_initialisation():
             assert (parameter == 0).all(), name
         elif parameter.dim() == 2 and ("embedding" not in name and "queries" not in name):
             in_residual = name.startswith("text.")
-            scale = next((s for end, s in fan_in_scales.items() if name.endswith(end) and (in_residual or s == 0.25)), 1)
+            scale = next(
+                (s for end, s in fan_in_scales.items() if name.endswith(end) and (in_residual or s == 0.25)), 1
+            )
             expected = scale / math.sqrt(parameter.shape[1])
             assert abs(float(parameter.std()) / expected - 1) < 0.1, name
     assert abs(float(model.text.token_embedding.weight.std()) / 0.02 - 1) < 0.05

@@ -13,8 +13,8 @@ from multicoca.cli.compose import compose_config
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps
 from multicoca.data.shapes.source import ShapesWorld
-from multicoca.eval.suite import evaluate
 from multicoca.eval.evaluator import EvaluationConfig
+from multicoca.eval.suite import evaluate
 from multicoca.model.coca import NO_TARGET
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.loop import TrainConfig, train

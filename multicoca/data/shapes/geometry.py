@@ -46,9 +46,7 @@ def _axis(size: int) -> np.ndarray:
     return ((np.arange(size) + 0.5) / size * 2 - 1) * VIEW_EXTENT
 
 
-def _paint(
-    picture: np.ndarray, silhouette: Callable, x: float, z: float, radius: float, color: np.ndarray
-) -> None:
+def _paint(picture: np.ndarray, silhouette: Callable, x: float, z: float, radius: float, color: np.ndarray) -> None:
     """Blends one solid into the picture by its coverage of each pixel; only the pixels around it are touched."""
     size = len(picture)
     to_px = size / (2 * VIEW_EXTENT)

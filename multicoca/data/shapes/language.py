@@ -62,7 +62,9 @@ def attribute_score(caption: str, scene: Scene, facts: Set[str]) -> tuple[int, i
         for match, index in zip(named, assigned, strict=True):
             if index is not None:
                 target = scene.objects[index]
-                right += sum(a == b for a, b in zip(match.groups()[:3], (target.size, target.color, target.shape), strict=True))
+                right += sum(
+                    a == b for a, b in zip(match.groups()[:3], (target.size, target.color, target.shape), strict=True)
+                )
         objects = [None if index is None else scene.objects[index] for index in assigned]
         right += _relation_is_right(caption, objects, count) + _right_places(caption, objects, count)
         if "motion" in facts:
@@ -73,9 +75,7 @@ def attribute_score(caption: str, scene: Scene, facts: Set[str]) -> tuple[int, i
     return best, total
 
 
-def _captions(
-    scene: Scene, facts: Set[str], orders: Iterable[tuple[int, ...]], clearest_only: bool
-) -> Iterable[str]:
+def _captions(scene: Scene, facts: Set[str], orders: Iterable[tuple[int, ...]], clearest_only: bool) -> Iterable[str]:
     """Yields captions in a fixed order: every phrasing, for each order of naming the objects."""
     for order in orders:
         names = [_name(scene, index, facts) for index in order]
