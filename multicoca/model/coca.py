@@ -68,9 +68,9 @@ class Outputs:
 
     source: Float[Tensor, "batch embedding"]
     text: Float[Tensor, "batch embedding"]
-    logit_scale: Float[Tensor, 1]
+    logit_scale: Float[Tensor, " 1"]
     caption_logits: Float[Tensor, "targets vocabulary"]
-    caption_targets: Int[Tensor, targets]
+    caption_targets: Int[Tensor, " targets"]
 
 
 class CoCa(nn.Module):
@@ -129,7 +129,7 @@ class CoCa(nn.Module):
         return context, heads.embed(pooled)
 
     def encode_text(
-        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, batch]
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch embedding"]:
         """Returns the contrastive embeddings of texts, length 1, fp32."""
         return self._project_text(self.text.unimodal(ids, lengths)[1])
@@ -139,7 +139,7 @@ class CoCa(nn.Module):
         modality: str,
         inputs: dict[str, Tensor],
         ids: Int[Tensor, "batch length"],
-        lengths: Int[Tensor, batch],
+        lengths: Int[Tensor, " batch"],
     ) -> Outputs:
         """Encodes pairs of sources and texts and predicts each next token of the texts."""
         context, source = self.encode(modality, inputs)
@@ -166,8 +166,8 @@ class CoCa(nn.Module):
 
 
 def _predicted_rows(
-    ids: Int[Tensor, "batch length"], lengths: Int[Tensor, batch]
-) -> tuple[Int[Tensor, rows], Int[Tensor, rows]]:
+    ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
     """Finds the tokens that have a next one, so that the caption head runs on no padding.
 
     Their number is rounded up with rows without a target: kernels are prepared anew for every shape, which costs

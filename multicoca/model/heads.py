@@ -32,6 +32,6 @@ class ModalityHeads(nn.Module):
         """Projects a pooled source into the contrastive space, with length 1, in fp32."""
         return F.normalize(at_least_float32(self.source_projection(pooled)), dim=-1)
 
-    def logit_scale(self) -> Float[Tensor, 1]:
+    def logit_scale(self) -> Float[Tensor, " 1"]:
         """Returns 1 / temperature, at most 100, in fp32."""
         return at_least_float32(self.log_scale).exp().clamp(max=MAX_LOGIT_SCALE)

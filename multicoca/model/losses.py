@@ -19,7 +19,7 @@ from multicoca.nn.precision import at_least_float32
 def contrastive_loss(
     source: Float[Tensor, "batch embedding"],
     text: Float[Tensor, "batch embedding"],
-    logit_scale: Float[Tensor, 1],
+    logit_scale: Float[Tensor, " 1"],
     reduction: str = "sum",
 ) -> Float[Tensor, ""]:
     """Cross-entropy of finding the text of each source and the source of each text, among all ranks' pairs.
@@ -47,8 +47,8 @@ def contrastive_loss(
 
 def captioning_loss(
     logits: Float[Tensor, "targets vocabulary"],
-    targets: Int[Tensor, targets],
-    count: float | int | Tensor | int | Tensor,
+    targets: Int[Tensor, " targets"],
+    count: float | int | Tensor,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the next tokens.
 

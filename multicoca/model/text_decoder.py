@@ -52,7 +52,7 @@ class TextDecoder(nn.Module):
         self.norm_caption = nn.LayerNorm(width)
 
     def unimodal(
-        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, batch]
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch width"]]:
         """Runs the text-only half.
 

@@ -69,7 +69,7 @@ class TextTokenizer:
         """Number of ids, special tokens included."""
         return self._tokenizer.get_vocab_size()
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, batch]]:
+    def __call__(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"]]:
         """Encodes texts.
 
         Returns:
