@@ -38,15 +38,24 @@ class MultiCoCa:
         self.bundle, self.config = bundle, config
 
     def modality_of(self, file: str | Path) -> str:
-        """Returns who reads a file, by its suffix.
+        """Returns who reads a file, by its suffix; where several read such files, the first who can.
 
         Raises:
             UnreadableFileError: nobody does.
         """
         suffix = Path(file).suffix.lower()
-        for modality, processor in self.bundle.processors.items():
-            if suffix in processor.suffixes:
+        fitting = [name for name, processor in self.bundle.processors.items() if suffix in processor.suffixes]
+        reasons = []
+        for modality in fitting:
+            if len(fitting) == 1:
                 return modality
+            try:
+                self.bundle.processors[modality].decode(Path(file))
+                return modality
+            except UnreadableFileError as error:
+                reasons.append(f"{modality}: {error}")
+        if reasons:
+            raise UnreadableFileError(f"none of {', '.join(fitting)} can read it ({'; '.join(reasons)})")
         readable = ", ".join(sorted({s for processor in self.bundle.processors.values() for s in processor.suffixes}))
         raise UnreadableFileError(f"nothing here reads '{suffix}' files; this model reads {readable}")
 

@@ -134,6 +134,8 @@ def _processor_name() -> str:
 
 def _curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Reads the scalars of all TensorBoard files of a run, those before a resume included."""
+    if not folder.is_dir():
+        return {}  # an evaluation by itself has none
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     accumulator.Reload()
     curves = {}
