@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from multicoca.nn.block import EncoderBlock
+from multicoca.nn.block import SelfAttentionBlock
 from multicoca.tokens import Tokens
 from multicoca_points.grouping import farthest_point_sample, nearest_neighbors
 
@@ -112,7 +112,9 @@ class PointEncoder(nn.Module):
         self.position = nn.Sequential(
             nn.Linear(3 + 6 * position_frequencies, _POSITION_HIDDEN), nn.GELU(), nn.Linear(_POSITION_HIDDEN, width)
         )
-        self.blocks = nn.ModuleList(EncoderBlock(width, num_heads, int(mlp_ratio * width)) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(width, num_heads, int(mlp_ratio * width), causal=False) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self._initialize()
 

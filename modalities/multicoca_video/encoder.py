@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from multicoca.nn.block import EncoderBlock
+from multicoca.nn.block import SelfAttentionBlock
 from multicoca.tokens import Tokens
 
 
@@ -49,7 +49,7 @@ class VideoEncoder(nn.Module):
         self.width: int = frame_encoder.width
         self.pooling = _POOLINGS[pooling](num_frames, self.width)
         self.mixing = nn.ModuleList(
-            EncoderBlock(self.width, mixing_heads, 2 * self.width) for _ in range(mixing_blocks)
+            SelfAttentionBlock(self.width, mixing_heads, 2 * self.width, causal=False) for _ in range(mixing_blocks)
         )
 
     @property

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from multicoca.nn.block import MultimodalBlock, UnimodalBlock
+from multicoca.nn.block import MultimodalBlock, SelfAttentionBlock
 from multicoca.tokens import Tokens
 
 
@@ -44,7 +44,9 @@ class TextDecoder(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(context_length, width))
         self.cls_embedding = nn.Parameter(torch.empty(width))
-        self.unimodal_blocks = nn.ModuleList(UnimodalBlock(width, num_heads, mlp_width) for _ in range(unimodal_layers))
+        self.unimodal_blocks = nn.ModuleList(
+            SelfAttentionBlock(width, num_heads, mlp_width, causal=True) for _ in range(unimodal_layers)
+        )
         self.norm_cls = nn.LayerNorm(width)
         self.multimodal_blocks = nn.ModuleList(
             MultimodalBlock(width, num_heads, mlp_width) for _ in range(multimodal_layers)

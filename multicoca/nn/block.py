@@ -27,14 +27,15 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
 
-class EncoderBlock(nn.Module):
-    """Self-attention in both directions and MLP, for encoders.
+class SelfAttentionBlock(nn.Module):
+    """Self-attention and MLP: causal in the text-only half of the decoder, in both directions in encoders.
 
     Source: Dosovitskiy et al. (arXiv 2010.11929), equations 2 and 3.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int):
+    def __init__(self, width: int, num_heads: int, mlp_width: int, causal: bool):
         super().__init__()
+        self.causal = causal
         self.norm_attention = nn.LayerNorm(width)
         self.attention = SelfAttention(width, num_heads)
         self.norm_mlp = nn.LayerNorm(width)
@@ -44,23 +45,7 @@ class EncoderBlock(nn.Module):
         self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         """Applies the block; tokens that `mask` marks False are attended by none."""
-        x = x + self.attention(self.norm_attention(x), causal=False, mask=mask)
-        return x + self.mlp(self.norm_mlp(x))
-
-
-class UnimodalBlock(nn.Module):
-    """Causal self-attention and MLP."""
-
-    def __init__(self, width: int, num_heads: int, mlp_width: int):
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, num_heads)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = MLP(width, mlp_width)
-
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        """Applies the block; no token sees a later one."""
-        x = x + self.attention(self.norm_attention(x), causal=True)
+        x = x + self.attention(self.norm_attention(x), self.causal, mask)
         return x + self.mlp(self.norm_mlp(x))
 
 
