@@ -69,7 +69,7 @@ class TimmEncoder(nn.Module):
         if image_size_px is not None:
             options["img_size"] = image_size_px
         if isinstance(stem, ConvStemConfig):
-            options["embed_layer"] = partial(ConvStem, stem.channels)
+            options["embed_layer"] = partial(ConvStem, stem)
         try:
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **options)
         except FileNotFoundError as error:  # what huggingface_hub raises without a network

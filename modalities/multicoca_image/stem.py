@@ -1,13 +1,15 @@
 """A convolutional stem in the place of a vision transformer's patch embedding.
 
 A few strided 3x3 convolutions and one linear layer instead of one large-stride convolution: small models learn
-much faster for it. Without normalisation layers, which cost as much as the convolutions on a CPU; the variance is
-kept by initialisation instead. It has the interface that timm's VisionTransformer expects of its `embed_layer`.
+much faster for it. Normalisation is optional, and for the last layers only: on large maps it costs as much as the
+convolutions on a CPU, and initialisation keeps the variance as well. It has the interface that timm's
+VisionTransformer expects of its `embed_layer`.
 Source: "Early Convolutions Help Transformers See Better", arXiv 2106.14881, section 4.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,25 +26,29 @@ class ConvStemConfig:
     Attributes:
         channels: of the 3x3 convolutions, each of which halves height and width; three of them make patches of
             8 px, four of 16 px.
+        num_norms: how many of the convolutions, counted from the last, are followed by a LayerNorm.
     """
 
     channels: Sequence[int] = (16, 32, 64)
+    num_norms: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # YAML gives a list
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"channels of the stem are {self.channels}; give one positive number per layer")
+        if not 0 <= self.num_norms <= len(self.channels):
+            raise ValueError(f"num_norms is {self.num_norms}; expected 0 to {len(self.channels)}, the number of layers")
 
 
 class ConvStem(nn.Module):
     """Turns an image into patch embeddings through strided convolutions.
 
-    Arguments other than `channels` are those of `timm.layers.PatchEmbed`, which calls for them by these names.
+    Arguments other than `config` are those of `timm.layers.PatchEmbed`, which calls for them by these names.
     """
 
     def __init__(
         self,
-        channels: Sequence[int],
+        config: ConvStemConfig,
         img_size: int | tuple[int, int],
         patch_size: int | tuple[int, int],
         in_chans: int,
@@ -59,6 +65,7 @@ class ConvStem(nn.Module):
             ValueError: the patch size is not 2 to the power of the number of layers, or padding is asked for.
         """
         super().__init__()
+        channels = config.channels
         self.patch_size = _pair(patch_size)
         expected = 2 ** len(channels)
         if self.patch_size != (expected, expected):
@@ -72,14 +79,17 @@ class ConvStem(nn.Module):
         self.channels_last = output_fmt == "NHWC"
         self.set_input_size(img_size)
         layers: list[nn.Module] = []
-        for incoming, outgoing in zip((in_chans, *channels), channels, strict=False):
-            layers += [HalvingConv(incoming, outgoing, bias, **factory), nn.GELU()]
+        for index, (incoming, outgoing) in enumerate(itertools.pairwise((in_chans, *channels))):
+            layers.append(HalvingConv(incoming, outgoing, bias, **factory))
+            if index >= len(channels) - config.num_norms:
+                layers.append(nn.LayerNorm(outgoing, **factory))
+            layers.append(nn.GELU())
         self.layers = nn.Sequential(*layers, nn.Linear(channels[-1], embed_dim, bias=bias, **factory))
         self.init_weights()
 
     def init_weights(self) -> None:
         """Keeps the variance through the layers; timm calls this too. Source: He et al., arXiv 1502.01852."""
-        *hidden, last = [layer for layer in self.layers if not isinstance(layer, nn.GELU)]
+        *hidden, last = [layer for layer in self.layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
         for layer in hidden:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(last.weight, nonlinearity="linear")

@@ -1,6 +1,6 @@
 """The training loop: steps, log, checkpoints, evaluations, and an orderly end on a signal.
 
-The loop knows batches and names, nothing of what they hold. Its only state is the model, the optimizer and the
+The loop knows batches and names, nothing of what they hold. Its only state is the model, the optimizers and the
 step number; the same call after an interruption goes on where the last checkpoint stands.
 """
 
@@ -22,7 +22,7 @@ from multicoca.distributed.collectives import broadcast_parameters, rank, sum_ov
 from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import load_latest, save_checkpoint
 from multicoca.train.metrics import PeakMemory, TrainingLog
-from multicoca.train.optim import OptimConfig, build_optimizer, learning_rate
+from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates
 from multicoca.train.precision import choose_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 
@@ -118,8 +118,8 @@ def train(
     """
     device = next(model.parameters()).device
     broadcast_parameters(model)
-    optimizer = build_optimizer(model, optim)
-    first, earlier_s = load_latest(folder / "checkpoints", model, optimizer)
+    optimizers = build_optimizers(model, optim)
+    first, earlier_s = load_latest(folder / "checkpoints", model, optimizers)
     autocast, reason = choose_precision(config.precision, device, model.config.width)
     log = TrainingLog(folder / "tensorboard", first, config.steps, visible=rank() == 0)
     log.bar.write(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
@@ -128,17 +128,17 @@ def train(
     with _StopSignal() as stop:
         for step, own in enumerate(training_batches(steps, first, config.steps, num_workers), start=first):
             losses = accumulate_gradients(model, own, loss, autocast)
-            rate = learning_rate(step, config.steps, optim)
-            norm = optimizer_step(model, optimizer, rate, optim.clip_norm)
+            rates = learning_rates(step, config.steps, optim)
+            norm = optimizer_step(model, optimizers, rates, optim.clip_norm)
             done = step + 1
             _note_problems(own, ledger, broken_share)
             log.count(sum(len(batch.keys) for batch in own) * world_size())
             if done % config.log_every == 0 or done == config.steps:
-                _write_scalars(log, done, model, memory, {**losses, "learning_rate": rate, "gradient_norm": norm})
+                _write_scalars(log, done, model, memory, {**losses, "learning_rate": rates[0], "gradient_norm": norm})
             stopped = stop.seen_by_any(device)
             if stopped or done % config.checkpoint_every == 0 or done == config.steps:
                 seconds = earlier_s + time.perf_counter() - started
-                save_checkpoint(folder / "checkpoints", done, seconds, model, optimizer)
+                save_checkpoint(folder / "checkpoints", done, seconds, model, optimizers)
             if stopped:
                 log.bar.write(f"stopped by signal {stopped}; step {done} is saved, the same command goes on")
                 break

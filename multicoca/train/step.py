@@ -12,6 +12,7 @@ from multicoca.data.sample import Batch
 from multicoca.distributed.collectives import sum_gradients, sum_over_ranks
 from multicoca.model.coca import CoCa
 from multicoca.model.losses import captioning_loss, contrastive_loss
+from multicoca.train.optim import Optimizers
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,17 @@ def accumulate_gradients(
     return dict(zip(logged, sum_over_ranks(torch.stack(list(logged.values()))).unbind(), strict=True))
 
 
-def optimizer_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float, clip_norm: float
-) -> torch.Tensor:
-    """Clips, updates and clears the gradients; returns their norm before clipping."""
+def optimizer_step(model: nn.Module, optimizers: Optimizers, rates: Sequence[float], clip_norm: float) -> torch.Tensor:
+    """Clips, updates with each optimizer at its learning rate, and clears the gradients.
+
+    Returns:
+        The gradients' norm before clipping.
+    """
     limit = clip_norm if clip_norm > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return norm

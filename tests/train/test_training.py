@@ -18,7 +18,7 @@ from multicoca.eval.suite import evaluate
 from multicoca.model.coca import NO_TARGET
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.loop import TrainConfig, train
-from multicoca.train.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
+from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates, parameter_groups
 from multicoca.train.precision import choose_precision
 from multicoca.train.step import LossConfig
 
@@ -45,11 +45,11 @@ def run_parts(tmp_path_factory):
     return build
 
 
-def go(bundle, listing, steps, folder, num_steps, evaluate_now=None, **changes):
+def go(bundle, listing, steps, folder, num_steps, evaluate_now=None, muon_lr=None, **changes):
     ledger = Ledger(folder / "ledger.jsonl")
     config = TrainConfig(steps=num_steps, precision="fp32", log_every=5, **changes)
     share = BrokenShare(listing.listed["train"], 0.05, ledger.file)
-    optim = OptimConfig(lr=2e-3, warmup_share=0.1)
+    optim = OptimConfig(lr=2e-3, muon_lr=muon_lr, warmup_share=0.1)
     return train(bundle.network, steps, folder, config, optim, LossConfig(), ledger, share, 0, evaluate_now)
 
 
@@ -69,16 +69,17 @@ def test_it_learns_alone_and_jointly(run_parts, tmp_path, modalities):
         assert right > 0.75, batch.modality
 
 
-def test_a_resumed_run_is_the_run_never_stopped(run_parts, tmp_path):
+@pytest.mark.parametrize("muon_lr", [None, 2e-3])
+def test_a_resumed_run_is_the_run_never_stopped(run_parts, tmp_path, muon_lr):
     whole, listing, steps = run_parts(["image"])
-    go(whole, listing, steps, tmp_path / "whole", 8)
+    go(whole, listing, steps, tmp_path / "whole", 8, muon_lr=muon_lr)
     stopped, *_ = run_parts(["image"])
     first = go(stopped, listing, steps, tmp_path / "stopped", 8, lambda step, _: os.kill(os.getpid(), signal.SIGTERM),
-               evaluate_every=3)  # fmt: skip
+               muon_lr=muon_lr, evaluate_every=3)  # fmt: skip
     assert first.signal_number == signal.SIGTERM
     assert 3 <= first.steps < 8
     resumed, *_ = run_parts(["image"])
-    assert go(resumed, listing, steps, tmp_path / "stopped", 8).steps == 8
+    assert go(resumed, listing, steps, tmp_path / "stopped", 8, muon_lr=muon_lr).steps == 8
     for one, other in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -106,24 +107,40 @@ def test_captions_do_not_depend_on_the_references(run_parts):
     assert answer(bundle, "image", items, 4).captions == answer(bundle, "image", changed, 4).captions
 
 
-def test_every_trainable_parameter_is_in_one_group_and_only_matrices_decay():
+def test_every_trainable_parameter_is_in_one_group():
     model = small_model(pooler="cascade")
-    decayed, rest = parameter_groups(model, 0.1)
-    ids = [id(p) for group in (decayed, rest) for p in group["params"]]
+    groups = parameter_groups(model)
+    ids = [id(p) for group in groups.values() for p in group]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
-    assert all(p.dim() == 2 for p in decayed["params"])
-    assert any(p is model.text.token_embedding.weight for p in rest["params"])
-    assert rest["weight_decay"] == 0
-    assert build_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups[0]["weight_decay"] == 0.3
+    assert all(p.dim() == 2 for p in groups["hidden"])
+    assert any(p is model.text.token_embedding.weight for p in groups["rest"])
+    assert {id(p) for p in groups["matrices"]} == {id(head.caption_head.weight) for head in model.heads.values()}
+
+
+def test_only_matrices_decay_and_muon_takes_the_hidden_ones():
+    model = small_model(pooler="cascade")
+    groups = parameter_groups(model)
+    (alone,) = build_optimizers(model, OptimConfig(weight_decay=0.3))
+    assert [group["weight_decay"] for group in alone.param_groups] == [0.3, 0.0]
+    assert len(alone.param_groups[0]["params"]) == len(groups["hidden"]) + len(groups["matrices"])
+    adamw, muon = build_optimizers(model, OptimConfig(weight_decay=0.3, muon_lr=1e-3))
+    assert isinstance(muon, torch.optim.Muon)
+    assert muon.param_groups[0]["params"] == groups["hidden"]
+    assert muon.param_groups[0]["weight_decay"] == 0.3
+    assert adamw.param_groups[0]["params"] == groups["matrices"]
 
 
 def test_the_schedule_warms_up_and_ends_at_its_floor():
     config = OptimConfig(lr=1.0, warmup_share=0.1, final_lr_share=0.2)
-    rates = [learning_rate(step, 100, config) for step in range(100)]
+    rates = [rate for step in range(100) for rate in learning_rates(step, 100, config)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 2)) / 2)
     assert rates[-1] == pytest.approx(0.2, abs=1e-3)
+    assert (
+        learning_rates(55, 100, OptimConfig(lr=1.0, muon_lr=3.0))[1]
+        == 3 * learning_rates(55, 100, OptimConfig(lr=1.0))[0]
+    )
 
 
 def test_precision_is_as_asked_or_measured():
