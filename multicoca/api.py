@@ -18,6 +18,7 @@ from torch import Tensor
 from multicoca.build import build_modalities
 from multicoca.config import Config, from_yaml, to_yaml
 from multicoca.data.sample import Problem
+from multicoca.files import write_text, written_aside
 from multicoca.modality import UnreadableFileError
 from multicoca.model.bundle import Bundle
 from multicoca.model.coca import CoCa
@@ -177,14 +178,10 @@ def save(folder: Path, bundle: Bundle, config: Config, card: str) -> None:
         config: what it was trained with.
         card: the text of its README.md.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in ((CONFIG, to_yaml(config)), (TOKENIZER, bundle.tokenizer.to_json()), (CARD, card)):
-        aside = folder / f"{name}.part"
-        aside.write_text(text, encoding="utf-8")
-        aside.rename(folder / name)
-    aside = folder / f"{WEIGHTS}.part"
-    save_model(bundle.network, str(aside))
-    aside.rename(folder / WEIGHTS)
+        write_text(folder / name, text)
+    with written_aside(folder / WEIGHTS) as aside:
+        save_model(bundle.network, str(aside))
 
 
 def _local_folder(folder: str | Path) -> Path:

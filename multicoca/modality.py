@@ -22,6 +22,7 @@ from multicoca.tokens import Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch.utils.tensorboard import SummaryWriter
 
     from multicoca.data.shapes import Scene
 
@@ -77,6 +78,15 @@ class SceneRenderer(Protocol):
 
     def render(self, scene: Scene) -> bytes:
         """Returns the bytes of a real file that shows the scene. The same scene gives the same content."""
+        ...
+
+
+@runtime_checkable
+class TensorBoardViewer(Protocol):
+    """What a processor adds when TensorBoard can show its kind of file as more than a thumbnail."""
+
+    def show(self, writer: SummaryWriter, tag: str, raw: Any, step: int) -> None:
+        """Writes what `decode` gave under a tag, for example as an animation or a mesh."""
         ...
 
 

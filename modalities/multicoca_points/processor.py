@@ -27,6 +27,7 @@ from multicoca_points.thumbnail import draw_points
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch.utils.tensorboard import SummaryWriter
 
     from multicoca.data.shapes import Scene
 
@@ -155,6 +156,14 @@ class PointsProcessor:
     def thumbnail(self, raw: PointCloud) -> Image:
         """Draws the cloud from the front, a little from the right and above."""
         return draw_points(self._upright(raw.xyz), self._colors(raw, slice(None)), self.thumbnail_extent)
+
+    def show(self, writer: SummaryWriter, tag: str, raw: PointCloud, step: int) -> None:
+        """Writes the cloud for TensorBoard's 3D view, whose y axis points up; at most `num_points` of its points."""
+        chosen = self._subset(len(raw.xyz), None)
+        x, y, z = torch.from_numpy(np.ascontiguousarray(self._upright(raw.xyz)[chosen], dtype=np.float32)).unbind(1)
+        colors = torch.from_numpy(self._colors(raw, chosen) * 255).round().to(torch.uint8)
+        style = {"material": {"cls": "PointsMaterial", "size": 0.03}}
+        writer.add_mesh(tag, torch.stack([x, z, -y], dim=1)[None], colors[None], config_dict=style, global_step=step)
 
     def render(self, scene: Scene) -> bytes:
         """Returns a binary PLY file with points on the surfaces of the scene, z up. Read it with unit="m"."""

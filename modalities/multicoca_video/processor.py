@@ -6,16 +6,18 @@ converted. They stay uint8 until they are scaled; the sample is float32, (x / 25
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,6 +26,11 @@ from multicoca_video.reader import BACKENDS, Video, check_backends, open_video
 from multicoca_video.sampling import TimeSampler, UniformSampler, frames_at
 from multicoca_video.scene_video import write_scene
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_ANIMATION_FRAMES = 16
+_ANIMATION_PX = 256  # longer side at most
 _THUMBNAIL_FRAMES = 4
 _THUMBNAIL_PX = 128  # height at most
 _CROP_RATIO = (3 / 4, 4 / 3)  # width to height of random crops, torchvision's default
@@ -129,6 +136,19 @@ class VideoProcessor:
         if strip.height > _THUMBNAIL_PX:
             strip = strip.resize((max(1, round(strip.width * _THUMBNAIL_PX / strip.height)), _THUMBNAIL_PX))
         return strip
+
+    def show(self, writer: SummaryWriter, tag: str, raw: Video, step: int) -> None:
+        """Writes the clip as an animation, at most 16 of its frames at their own pace."""
+        chosen = np.unique(np.linspace(0, raw.num_frames - 1, _ANIMATION_FRAMES).round().astype(int))
+        first, *others = pictures = [Image.fromarray(frame) for frame in raw.frames(chosen)]
+        for picture in pictures:
+            picture.thumbnail((_ANIMATION_PX, _ANIMATION_PX))
+        animation = io.BytesIO()
+        pause_ms = max(20, round(1000 * raw.duration_s / len(chosen)))  # browsers slow down what is quicker
+        first.save(animation, "GIF", save_all=True, append_images=others, duration=pause_ms, loop=0)
+        content, (width, height) = animation.getvalue(), first.size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def render(self, scene: Scene) -> bytes:
         """Returns a scene and its motion as an H.264 MP4 file."""

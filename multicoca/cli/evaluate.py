@@ -14,6 +14,7 @@ from multicoca.data.ledger import Ledger
 from multicoca.data.loader import usable_workers
 from multicoca.distributed.launch import available_cores
 from multicoca.eval.suite import evaluate
+from multicoca.files import write_text
 
 HELP = """usage: multicoca evaluate model=FOLDER [data=shapes|folder] [data.root=FOLDER] [out=FOLDER] [KEY=VALUE ...]
 
@@ -42,9 +43,7 @@ def run_evaluate(arguments: list[str]) -> int:
     ledger.unlink(missing_ok=True)
     Ledger(ledger).add(problems)
     results["broken_items"] = len(problems)
-    aside = folder / "results.json.part"
-    aside.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    aside.rename(folder / "results.json")
+    write_text(folder / "results.json", json.dumps(results, indent=1))
     write_run_report(folder, config, model.bundle, results, answers, "multicoca evaluate " + " ".join(arguments))
     print(summary(results))
     if problems:

@@ -7,7 +7,6 @@ missing parts are left out.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,6 +17,7 @@ from multicoca.cli.report_charts import charts
 from multicoca.cli.report_examples import CaptionExample, RetrievalExample, caption_examples, retrieval_examples
 from multicoca.cli.report_style import STYLE
 from multicoca.cli.report_tables import across_table, is_number, percent, results_table
+from multicoca.files import write_text
 
 __all__ = ["CaptionExample", "Report", "RetrievalExample", "page", "write_report"]
 
@@ -65,14 +65,8 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Writes the page aside and renames it, so that an interrupted run leaves no half page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        aside.write_text(page(report), encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Writes the page, whole or not at all."""
+    write_text(path, page(report))
 
 
 def page(report: Report) -> str:

@@ -19,7 +19,7 @@ from multicoca.config import Config, to_yaml
 from multicoca.data.sample import Item
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.shapes import all_references, scene_judge
-from multicoca.modality import Processor
+from multicoca.modality import Processor, TensorBoardViewer
 from multicoca.model.bundle import Bundle
 
 _TENSORBOARD_EXAMPLES = 6
@@ -30,11 +30,13 @@ _TOP = 5
 def log_answers(
     writer: SummaryWriter, step: int, answers: Mapping[str, Answers], processors: Mapping[str, Processor]
 ) -> None:
-    """Shows captions beside references, with thumbnails of the files, in TensorBoard."""
+    """Shows captions beside references, with thumbnails and whatever else a modality shows, in TensorBoard."""
     for modality, own in answers.items():
         for number, item in enumerate(own.items[:_TENSORBOARD_EXAMPLES]):
-            picture = np.asarray(_thumbnail(item, processors[modality]))
-            writer.add_image(f"examples/{modality}/{number}", picture, step, dataformats="HWC")
+            raw, tag = processors[modality].decode(item.file), f"examples/{modality}/{number}"
+            writer.add_image(tag, np.asarray(processors[modality].thumbnail(raw)), step, dataformats="HWC")
+            if isinstance(processors[modality], TensorBoardViewer):
+                processors[modality].show(writer, f"{tag}/full", raw, step)
         rows = [f"| {item.texts[0]} | {caption} |" for item, caption in zip(own.items, own.captions, strict=True)]
         table = "\n".join(["| reference | written |", "|---|---|", *rows[:_TENSORBOARD_EXAMPLES]])
         writer.add_text(f"captions/{modality}", table, step)

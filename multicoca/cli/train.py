@@ -32,6 +32,7 @@ from multicoca.distributed.launch import available_cores, is_launched, local_pro
 from multicoca.distributed.setup import distributed, training_device
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.suite import TEST, evaluate, probe
+from multicoca.files import write_text
 from multicoca.modality import Processor
 from multicoca.model.bundle import Bundle
 from multicoca.text.tokenizer import TextTokenizer
@@ -128,10 +129,7 @@ def _open_run(folder: Path, config: Config) -> None:
             f"{folder} holds a run with another configuration:\n  " + "\n  ".join(changes) + "\n"
             "Give this one another name (name=...), or delete the earlier one with fresh=true."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / "config.yaml.part"
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(saved)
+    write_text(saved, text)
 
 
 def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
@@ -142,9 +140,7 @@ def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
     if rank() == 0 and not kept.is_file():
         texts = (text for items in listing.of("train").values() for item in items for text in item.texts)
         tokenizer = TextTokenizer.learn(texts, config.text.vocab_size, length)
-        aside = kept.with_suffix(".part")
-        aside.write_text(tokenizer.to_json(), encoding="utf-8")
-        aside.rename(kept)
+        write_text(kept, tokenizer.to_json())
     wait_for_all()
     return TextTokenizer.load(kept, length)
 
@@ -205,9 +201,7 @@ def _finish(config: Config, run: _Run, command: str) -> None:
     peak = max(PeakMemory().sample(), run.outcome.peak_memory_gib)
     results |= {"seconds": seconds, "peak_memory_gib": peak, "broken_items": len(run.ledger)}
     save(folder / "model", bundle, config, model_card(config, results))
-    aside = folder / "results.json.part"
-    aside.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    aside.rename(folder / "results.json")
+    write_text(folder / "results.json", json.dumps(results, indent=1))
     write_run_report(folder, config, bundle, results, answers, command)
     print(summary(results))
     print(f"report: {(folder / 'report.html').resolve()}\nmodel:  {(folder / 'model').resolve()}")

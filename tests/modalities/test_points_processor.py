@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from multicoca_points import PointCloud, PointsAugmentation, PointsProcessor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.data.shapes import draw_scene
 from multicoca.data.shapes.geometry import surface_points
-from multicoca.modality import Processor, SceneRenderer
+from multicoca.modality import Processor, SceneRenderer, TensorBoardViewer
 
 CORNERS = np.array([[1, 2, 3], [-1, 0, 4], [5, 6, 7]], dtype=np.float32)
 
@@ -30,6 +33,7 @@ def sample_of(processor: PointsProcessor, cloud: PointCloud, train: bool = False
 def test_it_keeps_both_protocols():
     assert isinstance(PointsProcessor(), Processor)
     assert isinstance(PointsProcessor(), SceneRenderer)
+    assert isinstance(PointsProcessor(), TensorBoardViewer)
 
 
 @pytest.mark.parametrize(
@@ -238,3 +242,13 @@ def test_thumbnails_show_the_nearer_of_two_points():
 def test_thumbnails_of_one_point_and_of_many_are_drawn():
     assert _picture([[3, 3, 3]], [[1, 0, 0]]).std() > 0
     assert np.asarray(PointsProcessor().thumbnail(cloud_of(100_000))).std() > 20
+
+
+def test_tensorboard_gets_the_cloud_with_y_up(tmp_path):
+    colors = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
+    with SummaryWriter(tmp_path) as writer:
+        PointsProcessor(normalize="none").show(writer, "cloud", PointCloud(CORNERS, colors), 3)
+    log = EventAccumulator(str(tmp_path), {"tensors": 0}).Reload()
+    shown = {tag: make_ndarray(log.Tensors(tag)[0].tensor_proto) for tag in log.Tags()["tensors"]}
+    np.testing.assert_array_equal(shown["cloud_VERTEX"][0], CORNERS[:, [0, 2, 1]] * [1, 1, -1])
+    np.testing.assert_array_equal(shown["cloud_COLOR"][0], colors * 255)

@@ -7,10 +7,13 @@ import pytest
 import torch
 from multicoca_video import ClipSampler, VideoProcessor, open_video
 from multicoca_video.processor import random_crop
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.data.shapes import Scene, SceneObject
 from multicoca.data.shapes.geometry import front_view
-from multicoca.modality import Processor, SceneRenderer, UnreadableFileError
+from multicoca.modality import Processor, SceneRenderer, TensorBoardViewer, UnreadableFileError
 
 av = pytest.importorskip("av")
 
@@ -46,6 +49,7 @@ def test_it_fulfils_the_contract_and_travels_to_workers():
     processor = VideoProcessor(sampler=ClipSampler(1.0), mean=[0.4, 0.5, 0.6], std=[0.2, 0.2, 0.2])
     assert isinstance(processor, Processor)
     assert isinstance(processor, SceneRenderer)
+    assert isinstance(processor, TensorBoardViewer)
     assert pickle.loads(pickle.dumps(processor)) == processor
 
 
@@ -173,3 +177,20 @@ def test_unreadable_file_is_refused():
 def test_wrong_settings_are_refused_by_name(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         VideoProcessor(**setting)
+
+
+def test_tensorboard_gets_the_clip_as_an_animation(tmp_path):
+    processor = VideoProcessor(scene_frames=12)
+    with SummaryWriter(tmp_path) as writer:
+        processor.show(writer, "clip", processor.decode(processor.render(MOVING)), 3)
+    log = EventAccumulator(str(tmp_path), {"images": 0}).Reload()
+    (event,) = log.Images("clip")
+    animation = Image.open(io.BytesIO(event.encoded_image_string))
+    assert event.step == 3
+    assert (animation.n_frames, animation.size) == (12, (64, 64))
+    assert animation.info["duration"] == pytest.approx(125, abs=5)  # ms: 8 frames per second
+    for frame, time in ((0, 0.0), (11, 1.0)):
+        animation.seek(frame)
+        shown = np.asarray(animation.convert("RGB"), float)
+        errors = [np.abs(front_view(MOVING, moment) - shown).mean() for moment in (time, 1 - time)]
+        assert errors[0] < errors[1] / 2
