@@ -35,7 +35,7 @@ class EvaluationConfig:
         draws: galleries to average over.
         captions_per_item: captions of each item that retrieval uses; None for all.
         templates: name of the prompts for zero-shot classification by `label`.
-        meteor: also score METEOR, where Java is installed.
+        meteor: also score METEOR where Java is installed; its program takes some seconds for each modality.
         batch_size: items read and encoded together.
         probe_items: items of each modality in the short evaluations during training.
     """
@@ -44,7 +44,7 @@ class EvaluationConfig:
     draws: int = 20
     captions_per_item: int | None = None
     templates: str = "photo"
-    meteor: bool = False
+    meteor: bool = True
     batch_size: int = 64
     probe_items: int = 64
 
