@@ -21,6 +21,7 @@ from multicoca.data.sample import Problem
 from multicoca.files import write_text, written_aside
 from multicoca.modality import UnreadableFileError
 from multicoca.model.bundle import Bundle
+from multicoca.model.generate import DecodingConfig
 from multicoca.model.coca import CoCa
 from multicoca.text.tokenizer import TextTokenizer
 
@@ -76,8 +77,10 @@ class MultiCoCa:
         """Returns the texts' contrastive embeddings, length 1, on the CPU."""
         return self.bundle.embed_text([texts] if isinstance(texts, str) else texts)
 
-    def caption(self, files: Sequence[str | Path], batch_size: int = 16) -> list[str]:
-        """Writes a caption for each file.
+    def caption(
+        self, files: Sequence[str | Path], batch_size: int = 16, decoding: DecodingConfig | None = None
+    ) -> list[str]:
+        """Writes the best caption for each file; greedily, or as `decoding` says.
 
         Raises:
             UnreadableFileError: a file cannot be read; the message names it.
@@ -85,7 +88,7 @@ class MultiCoCa:
         captions: dict[int, str] = {}
         for indices, modality, inputs in self._batches(files, batch_size):
             context, _ = self.bundle.encode(modality, inputs)
-            captions |= dict(zip(indices, self.bundle.write(modality, context), strict=True))
+            captions |= dict(zip(indices, self.bundle.write(modality, context, decoding), strict=True))
         return [captions[i] for i in range(len(captions))]
 
     def stream(self, files: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | Problem]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multicoca.modality import Processor
 from multicoca.model.coca import CoCa
-from multicoca.model.generate import generate_greedy
+from multicoca.model.generate import DecodingConfig, Generated, generate
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.tokens import Tokens
 
@@ -40,11 +40,14 @@ class Bundle:
         """Encodes collated inputs; returns (context for `write`, embeddings of length 1)."""
         return self.network.encode(modality, {name: value.to(self.device) for name, value in inputs.items()})
 
-    @torch.no_grad()
-    def write(self, modality: str, context: Tokens) -> list[str]:
-        """Writes a caption for each item, greedily."""
-        ids = generate_greedy(self.network, modality, context, self.tokenizer.begin_id, self.tokenizer.end_id)
-        return self.tokenizer.decode(ids[:, 1:])
+    def generate(self, modality: str, context: Tokens, decoding: DecodingConfig | None = None) -> Generated:
+        """Writes the token ids of captions; greedily by default."""
+        begin, end, pad = self.tokenizer.begin_id, self.tokenizer.end_id, self.tokenizer.pad_id
+        return generate(self.network, modality, context, begin, end, decoding, banned=(pad,))
+
+    def write(self, modality: str, context: Tokens, decoding: DecodingConfig | None = None) -> list[str]:
+        """Writes the best caption for each item; greedily by default."""
+        return self.tokenizer.decode(self.generate(modality, context, decoding).ids[:, 0, 1:])
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "texts embedding"]:

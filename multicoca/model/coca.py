@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from multicoca.model.heads import ModalityHeads
 from multicoca.model.pooler import build_poolers
 from multicoca.model.text_decoder import TextDecoder
+from multicoca.nn.cache import DecodingState
 from multicoca.nn.init import initialize
 from multicoca.nn.precision import at_least_float32
 from multicoca.tokens import Tokens
@@ -155,11 +156,10 @@ class CoCa(nn.Module):
         )
 
     def next_token_logits(
-        self, modality: str, ids: Int[Tensor, "batch length"], context: Tokens
-    ) -> Float[Tensor, "batch vocabulary"]:
-        """Returns the fp32 logits of the token that follows `ids`, all of them real."""
-        hidden = self.text.multimodal(self.text.prefix(ids), context)
-        return at_least_float32(self.heads[modality].caption_head(hidden[:, -1]))
+        self, modality: str, ids: Int[Tensor, "texts new"], state: DecodingState
+    ) -> Float[Tensor, "texts vocabulary"]:
+        """Adds tokens to the texts of a state that `text.begin` made; returns the fp32 logits of the next ones."""
+        return at_least_float32(self.heads[modality].caption_head(self.text.extend(ids, state)))
 
     def _project_text(self, cls: Tensor) -> Tensor:
         return F.normalize(at_least_float32(self.text_projection(cls)), dim=-1)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from multicoca.nn.block import MultimodalBlock, SelfAttentionBlock
+from multicoca.nn.cache import DecodingState, KeyValueCache
 from multicoca.tokens import Tokens
 
 
@@ -76,14 +77,6 @@ class TextDecoder(nn.Module):
         cls = x[torch.arange(batch, device=ids.device), lengths]
         return x[:, :length], self.norm_cls(cls)
 
-    def prefix(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
-        """Runs the text-only half on texts that have no end yet, without CLS."""
-        self._check_length(ids)
-        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
-        for block in self.unimodal_blocks:
-            x = block(x)
-        return x
-
     def multimodal(
         self, texts: Float[Tensor, "batch length width"], context: Tokens
     ) -> Float[Tensor, "batch length width"]:
@@ -91,6 +84,32 @@ class TextDecoder(nn.Module):
         for block in self.multimodal_blocks:
             texts = block(texts, context)
         return self.norm_caption(texts)
+
+    def begin(self, context: Tokens, max_length: int) -> DecodingState:
+        """Prepares to write texts of up to `max_length` tokens about each item of the context."""
+        if max_length > self.context_length:
+            raise ValueError(f"max_length is {max_length}, more than the model's context length, {self.context_length}")
+        return DecodingState(
+            [KeyValueCache(max_length) for _ in self.unimodal_blocks],
+            [KeyValueCache(max_length) for _ in self.multimodal_blocks],
+            [block.cross_attention.keys_values(context.values) for block in self.multimodal_blocks],
+            context.mask,
+        )
+
+    def extend(self, ids: Int[Tensor, "texts new"], state: DecodingState) -> Float[Tensor, "texts width"]:
+        """Adds tokens to the texts of a state, without CLS; returns the output that predicts the next one.
+
+        Args:
+            ids: the new tokens of each text, the same number of texts for each item of the context, item by item.
+            state: of all texts; it is changed.
+        """
+        first, last = state.length, state.length + ids.shape[1]
+        x = self.token_embedding(ids) + self.position_embedding[first:last]
+        for block, cache in zip(self.unimodal_blocks, state.unimodal, strict=True):
+            x = block(x, cache=cache)
+        for block, cache, memory in zip(self.multimodal_blocks, state.multimodal, state.memory, strict=True):
+            x = block.extend(x, cache, memory, state.memory_mask)
+        return self.norm_caption(x[:, -1])
 
     def _check_length(self, ids: Tensor) -> None:
         if ids.shape[1] > self.context_length:

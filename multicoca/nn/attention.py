@@ -12,6 +12,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from multicoca.nn.cache import KeyValueCache
+
 
 def attend(
     q: Float[Tensor, "batch heads queries depth"],
@@ -52,10 +54,20 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], causal: bool, mask: Bool[Tensor, "batch tokens"] | None = None
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        causal: bool,
+        mask: Bool[Tensor, "batch tokens"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Attends; with `causal`, no token sees a later one; where `mask` is False a token is not seen."""
+        """Attends; with `causal`, no token sees a later one; where `mask` is False a token is not seen.
+
+        With a cache, `x` holds the tokens that are new; they also see those of the cache, and join it.
+        """
         q, k, v = rearrange(self.query_key_value(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        if cache is not None:
+            k, v = cache.append(k, v)
+            causal = causal and q.shape[2] > 1  # a single new token is the last: it sees all
         visible = None if mask is None else mask[:, None, None, :]
         mixed = attend(q, k, v, causal=causal, mask=visible)
         return self.out(rearrange(mixed, "b h t d -> b t (h d)"))
@@ -79,8 +91,24 @@ class CrossAttention(nn.Module):
         context_mask: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch queries width"]:
         """Attends to the context; where `context_mask` is False nothing is seen."""
-        q = rearrange(self.query(x), "b t (h d) -> b h t d", h=self.num_heads)
+        return self.attend_to(x, *self.keys_values(context), context_mask)
+
+    def keys_values(
+        self, context: Float[Tensor, "batch keys width"]
+    ) -> tuple[Float[Tensor, "batch heads keys depth"], Float[Tensor, "batch heads keys depth"]]:
+        """Returns what `attend_to` needs of a context, so that it is computed once."""
         k, v = rearrange(self.key_value(context), "b t (two h d) -> two b h t d", two=2, h=self.num_heads)
+        return k, v
+
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch queries width"],
+        k: Float[Tensor, "batch heads keys depth"],
+        v: Float[Tensor, "batch heads keys depth"],
+        context_mask: Bool[Tensor, "batch keys"] | None = None,
+    ) -> Float[Tensor, "batch queries width"]:
+        """Attends to the keys and values of a context."""
+        q = rearrange(self.query(x), "b t (h d) -> b h t d", h=self.num_heads)
         visible = None if context_mask is None else context_mask[:, None, None, :]
         mixed = attend(q, k, v, mask=visible)
         return self.out(rearrange(mixed, "b h t d -> b t (h d)"))

@@ -7,10 +7,12 @@ section 3.2); open_clip's variant with a second MLP is not this block.
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicoca.nn.attention import CrossAttention, SelfAttention
+from multicoca.nn.cache import KeyValueCache
 from multicoca.tokens import Tokens
 
 
@@ -42,10 +44,13 @@ class SelfAttentionBlock(nn.Module):
         self.mlp = MLP(width, mlp_width)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        mask: Bool[Tensor, "batch tokens"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Applies the block; tokens that `mask` marks False are attended by none."""
-        x = x + self.attention(self.norm_attention(x), self.causal, mask)
+        """Applies the block; tokens that `mask` marks False are attended by none; new tokens join the cache."""
+        x = x + self.attention(self.norm_attention(x), self.causal, mask, cache)
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -65,4 +70,21 @@ class MultimodalBlock(nn.Module):
         """Applies the block; the context comes normalised from the pooler."""
         x = x + self.attention(self.norm_attention(x), causal=True)
         x = x + self.cross_attention(self.norm_cross(x), context.values, context.mask)
+        return x + self.mlp(self.norm_mlp(x))
+
+    def extend(
+        self,
+        x: Float[Tensor, "texts new width"],
+        cache: KeyValueCache,
+        memory: tuple[Tensor, Tensor],
+        memory_mask: Bool[Tensor, "items keys"] | None,
+    ) -> Float[Tensor, "texts new width"]:
+        """Applies the block to the new tokens of texts, several in a row for each item of the memory.
+
+        Queries do not see each other in cross-attention, so all texts of an item are queries of one attention.
+        """
+        x = x + self.attention(self.norm_attention(x), causal=True, cache=cache)
+        queries = rearrange(self.norm_cross(x), "(items texts) new w -> items (texts new) w", items=len(memory[0]))
+        seen = self.cross_attention.attend_to(queries, *memory, memory_mask)
+        x = x + rearrange(seen, "items (texts new) w -> (items texts) new w", new=x.shape[1])
         return x + self.mlp(self.norm_mlp(x))

@@ -7,12 +7,10 @@ import torch
 from conftest import VOCAB, VectorEncoder, small_model
 
 from multicoca.model.coca import NO_TARGET, CoCa, ModelConfig
-from multicoca.model.generate import generate_greedy
 from multicoca.model.losses import captioning_loss
 from multicoca.model.pooler import POOLERS
 from multicoca.nn.attention import attend, attend_by_products
 from multicoca.nn.init import TABLE, initializer_of
-from multicoca.tokens import Tokens
 
 
 def test_padding_of_a_text_changes_neither_embedding_nor_logits(model, pairs):
@@ -163,17 +161,6 @@ def test_bf16_on_a_cpu_takes_the_products_and_stays_close():
     exact = attend(q, k, v, causal=True)
     rounded = attend(*(t.bfloat16() for t in (q, k, v)), causal=True)
     torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.03)
-
-
-def test_greedy_decoding_is_the_argmax_of_the_teacher_forced_logits(model):
-    context, _ = model.encode("a", {"x": torch.randn(3, 7, 6)})
-    ids = generate_greedy(model, "a", context, begin_id=1, end_id=2)
-    assert ids[:, 0].tolist() == [1, 1, 1]
-    for row, own in enumerate(ids):
-        only = Tokens(context.values[row : row + 1])
-        for position in range(1, len(own)):
-            expected = model.next_token_logits("a", own[None, :position], only).argmax()
-            assert own[position] == (2 if 2 in own[1:position] else expected)
 
 
 def test_unknown_choices_are_named():
