@@ -21,8 +21,8 @@ from multicoca.data.sample import Problem
 from multicoca.files import write_text, written_aside
 from multicoca.modality import UnreadableFileError
 from multicoca.model.bundle import Bundle
-from multicoca.model.generate import DecodingConfig
 from multicoca.model.coca import CoCa
+from multicoca.model.generate import DecodingConfig
 from multicoca.text.tokenizer import TextTokenizer
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.yaml", "tokenizer.json", "README.md"
@@ -85,7 +85,19 @@ class MultiCoCa:
         Raises:
             UnreadableFileError: a file cannot be read; the message names it.
         """
-        captions: dict[int, str] = {}
+        return [written[0][0] for written in self.scored_captions(files, batch_size, decoding)]
+
+    def scored_captions(
+        self, files: Sequence[str | Path], batch_size: int = 16, decoding: DecodingConfig | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Writes as many captions for each file as `decoding` says, best first, as (caption, score).
+
+        The score is the log-probability / (number of tokens)^length_penalty.
+
+        Raises:
+            UnreadableFileError: a file cannot be read; the message names it.
+        """
+        captions: dict[int, list[tuple[str, float]]] = {}
         for indices, modality, inputs in self._batches(files, batch_size):
             context, _ = self.bundle.encode(modality, inputs)
             captions |= dict(zip(indices, self.bundle.write(modality, context, decoding), strict=True))

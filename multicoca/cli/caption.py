@@ -1,13 +1,28 @@
-"""`multicoca caption MODEL FILE...`: writes a caption for each file, of any modality of the model."""
+"""`multicoca caption MODEL FILE...`: writes captions for files of any modality of the model."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from multicoca.api import load
 from multicoca.modality import UnreadableFileError
+from multicoca.model.generate import STRATEGIES, DecodingConfig
+
+_SAYS = {
+    "strategy": f"one of {', '.join(STRATEGIES)}",
+    "captions": "how many for each file, best first; more than one are printed with their scores",
+    "beams": "texts that beam search keeps",
+    "length_penalty": "scores are sums of log-probabilities / length^penalty",
+    "temperature": "of sampling",
+    "top_k": "sampling keeps the so many likeliest tokens; 0 for all",
+    "top_p": "sampling keeps the likeliest tokens that together have this probability",
+    "min_length": "words' tokens at the least",
+    "max_length": "tokens at the most, with the marks of beginning and end",
+    "seed": "of sampling",
+}
 
 
 def run_caption(arguments: list[str]) -> int:
@@ -15,13 +30,23 @@ def run_caption(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="multicoca caption", description=__doc__)
     parser.add_argument("model", help="a model folder, or owner/name of the hub")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    for field in fields(DecodingConfig):
+        kind = int if field.default is None else type(field.default)
+        says = f"{_SAYS[field.name]} (default: {field.default})"
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=says, metavar=kind.__name__
+        )
     options = parser.parse_args(arguments)
+    decoding = DecodingConfig(**{field.name: getattr(options, field.name) for field in fields(DecodingConfig)})
     model = load(options.model)
     failures = 0
     for file in options.files:
         try:
-            print(f"{file}\t{model.caption([file])[0]}")
+            (found,) = model.scored_captions([file], decoding=decoding)
         except UnreadableFileError as error:
             failures += 1
             print(f"multicoca caption: {error}", file=sys.stderr)
+            continue
+        for text, score in found:
+            print(f"{file}\t{text}" if len(found) == 1 else f"{file}\t{score:.3f}\t{text}")
     return 1 if failures else 0

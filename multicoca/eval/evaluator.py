@@ -81,7 +81,7 @@ def answer(bundle: Bundle, modality: str, items: Sequence[Item], batch_size: int
             if inputs is not None:
                 context, rows = bundle.encode(modality, inputs)
                 embeddings.append(rows.cpu())
-                captions.extend(bundle.write(modality, context))
+                captions.extend(written[0][0] for written in bundle.write(modality, context))
                 read.extend(own)
             bar.update(len(own) + len(broken))
     return Answers(tuple(read), torch.cat(embeddings), tuple(captions), tuple(problems))

@@ -45,9 +45,15 @@ class Bundle:
         begin, end, pad = self.tokenizer.begin_id, self.tokenizer.end_id, self.tokenizer.pad_id
         return generate(self.network, modality, context, begin, end, decoding, banned=(pad,))
 
-    def write(self, modality: str, context: Tokens, decoding: DecodingConfig | None = None) -> list[str]:
-        """Writes the best caption for each item; greedily by default."""
-        return self.tokenizer.decode(self.generate(modality, context, decoding).ids[:, 0, 1:])
+    def write(
+        self, modality: str, context: Tokens, decoding: DecodingConfig | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Writes (caption, score) for each item, best first; one, greedily, by default."""
+        found = self.generate(modality, context, decoding)
+        return [
+            list(zip(self.tokenizer.decode(ids[:, 1:]), scores.tolist(), strict=True))
+            for ids, scores in zip(found.ids, found.scores, strict=True)
+        ]
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "texts embedding"]:
