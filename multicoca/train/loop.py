@@ -122,7 +122,7 @@ def train(
     first, earlier_s = load_latest(folder / "checkpoints", model, optimizers)
     autocast, reason = choose_precision(config.precision, device, model.config.width)
     log = TrainingLog(folder / "tensorboard", first, config.steps, visible=rank() == 0)
-    log.bar.write(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
+    log.say(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
     memory, started, done, stopped = PeakMemory(), time.perf_counter(), first, None
     model.train()
     with _StopSignal() as stop:
@@ -140,7 +140,7 @@ def train(
                 seconds = earlier_s + time.perf_counter() - started
                 save_checkpoint(folder / "checkpoints", done, seconds, model, optimizers)
             if stopped:
-                log.bar.write(f"stopped by signal {stopped}; step {done} is saved, the same command goes on")
+                log.say(f"stopped by signal {stopped}; step {done} is saved, the same command goes on")
                 break
             if evaluate and config.evaluate_every and done % config.evaluate_every == 0 and done < config.steps:
                 if rank() == 0:

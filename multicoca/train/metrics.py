@@ -28,6 +28,11 @@ class TrainingLog:
         )
         self._samples, self._since = 0, time.perf_counter()
 
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if not self.bar.disable:
+            self.bar.write(text)
+
     def count(self, samples: int) -> None:
         """Notes a finished step and its samples over all ranks."""
         self._samples += samples
