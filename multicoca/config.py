@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from multicoca.eval.evaluator import EvaluationConfig
-from multicoca.model.coca import ModelConfig
+from multicoca.model.config import ModelConfig
 from multicoca.train.loop import TrainConfig
 from multicoca.train.optim import OptimConfig
 from multicoca.train.step import LossConfig

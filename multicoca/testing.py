@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from multicoca.modality import Encoder, Modality, Processor, UnreadableFileError
-from multicoca.model.coca import CoCa, ModelConfig
+from multicoca.model.coca import CoCa
+from multicoca.model.config import ModelConfig
 from multicoca.model.losses import captioning_loss, contrastive_loss
 from multicoca.tokens import Tokens
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from multicoca.model.coca import CoCa, ModelConfig
+from multicoca.model.coca import CoCa
+from multicoca.model.config import ModelConfig
 from multicoca.tokens import Tokens
 
 VOCAB = 97

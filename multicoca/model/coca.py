@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from multicoca.model.config import ModelConfig
 from multicoca.model.heads import ModalityHeads
 from multicoca.model.pooler import build_poolers
 from multicoca.model.text_decoder import TextDecoder
@@ -24,35 +25,6 @@ from multicoca.tokens import Tokens
 
 NO_TARGET = -100  # what torch's cross_entropy leaves out
 _ROW_MULTIPLE = 256
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The core's sizes.
-
-    Attributes:
-        width: size of the core's vectors.
-        num_heads: attention heads of decoder and poolers.
-        mlp_width: hidden size of the decoder's MLPs.
-        unimodal_layers: layers of the text-only half.
-        multimodal_layers: layers of the half that sees the context.
-        embedding_width: size of the contrastive space.
-        pooler: cascade (the paper's), parallel, shared or none.
-        num_queries: tokens of the decoder's context, for every pooler but `none`.
-        caption_heads: "separate" (one for each modality) or "shared".
-        context_length: the longest text, in tokens with BOS and EOS.
-    """
-
-    width: int = 768
-    num_heads: int = 12
-    mlp_width: int = 3072
-    unimodal_layers: int = 12
-    multimodal_layers: int = 12
-    embedding_width: int = 768
-    pooler: str = "cascade"
-    num_queries: int = 256
-    caption_heads: str = "separate"
-    context_length: int = 64
 
 
 @dataclass(frozen=True)
@@ -92,26 +64,16 @@ class CoCa(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if config.caption_heads not in ("separate", "shared"):
-            raise ValueError(f"model.caption_heads is '{config.caption_heads}'; choose 'separate' or 'shared'")
         self.config = config
         self.encoders = nn.ModuleDict(encoders)
-        self.poolers = build_poolers(config.pooler, config.width, config.num_heads, config.num_queries)
-        self.text = TextDecoder(
-            vocab_size,
-            config.context_length,
-            config.width,
-            config.num_heads,
-            config.mlp_width,
-            config.unimodal_layers,
-            config.multimodal_layers,
-        )
+        self.poolers = build_poolers(config)
+        self.text = TextDecoder(config, vocab_size)
         self.text_projection = nn.Linear(config.width, config.embedding_width, bias=False)
         shared_head = nn.Linear(config.width, vocab_size, bias=False) if config.caption_heads == "shared" else None
         self.heads = nn.ModuleDict()
         for name, encoder in encoders.items():
             caption_head = shared_head or nn.Linear(config.width, vocab_size, bias=False)
-            self.heads[name] = ModalityHeads(encoder.width, config.width, config.embedding_width, caption_head)
+            self.heads[name] = ModalityHeads(encoder.width, config, caption_head)
         initialize(self, config.unimodal_layers + config.multimodal_layers, generator=generator)
 
     def encode(self, modality: str, inputs: dict[str, Tensor]) -> tuple[Tokens, Float[Tensor, "batch embedding"]]:

@@ -7,24 +7,26 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from multicoca.model.config import ModelConfig
 from multicoca.nn.init import MAX_LOGIT_SCALE
 from multicoca.nn.precision import at_least_float32
 
 
 class ModalityHeads(nn.Module):
-    """Adapter to the core's width, source projection, temperature and caption head of one modality.
+    """Adapter to the width that the poolers read, source projection, temperature and caption head of one modality.
 
     Args:
         encoder_width: size of the encoder's tokens.
-        width: size of the core's vectors.
-        embedding_width: size of the contrastive space.
+        config: the core's sizes.
         caption_head: a linear layer from width to the vocabulary; the same object may serve several modalities.
     """
 
-    def __init__(self, encoder_width: int, width: int, embedding_width: int, caption_head: nn.Linear):
+    def __init__(self, encoder_width: int, config: ModelConfig, caption_head: nn.Linear):
         super().__init__()
-        self.adapter = nn.Linear(encoder_width, width)
-        self.source_projection = nn.Linear(width, embedding_width, bias=False)
+        source_width = config.source_width or config.width
+        fits = config.adapters == "where_needed" and encoder_width == source_width
+        self.adapter = nn.Identity() if fits else nn.Linear(encoder_width, source_width)
+        self.source_projection = nn.Linear(config.width, config.embedding_width, bias=False)
         self.log_scale = nn.Parameter(torch.empty(1))  # shape [1]: sharding needs at least one dimension
         self.caption_head = caption_head
 

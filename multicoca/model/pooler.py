@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from multicoca.model.config import ModelConfig
 from multicoca.nn.attention import CrossAttention
 from multicoca.tokens import Tokens
 
@@ -22,12 +23,12 @@ Pooled = tuple[Tokens, Float[Tensor, "batch width"]]
 class AttentionalPooler(nn.Module):
     """One attention layer with learned queries; masked tokens are not seen."""
 
-    def __init__(self, width: int, num_heads: int, num_queries: int):
+    def __init__(self, width: int, num_heads: int, num_queries: int, source_width: int):
         super().__init__()
         self.queries = nn.Parameter(torch.empty(num_queries, width))
         self.norm_queries = nn.LayerNorm(width)
-        self.norm_tokens = nn.LayerNorm(width)
-        self.attention = CrossAttention(width, num_heads)
+        self.norm_tokens = nn.LayerNorm(source_width)
+        self.attention = CrossAttention(width, num_heads, source_width)
         self.norm_out = nn.LayerNorm(width)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch queries width"]:
@@ -39,10 +40,10 @@ class AttentionalPooler(nn.Module):
 class CascadePoolers(nn.Module):
     """The generative pooler reads the tokens, the contrastive pooler reads the generative one."""
 
-    def __init__(self, width: int, num_heads: int, num_queries: int):
+    def __init__(self, width: int, num_heads: int, num_queries: int, source_width: int):
         super().__init__()
-        self.generative = AttentionalPooler(width, num_heads, num_queries)
-        self.contrastive = AttentionalPooler(width, num_heads, 1)
+        self.generative = AttentionalPooler(width, num_heads, num_queries, source_width)
+        self.contrastive = AttentionalPooler(width, num_heads, 1, width)
 
     def forward(self, tokens: Tokens) -> Pooled:
         """Returns the decoder's context and the contrastive vector."""
@@ -53,10 +54,10 @@ class CascadePoolers(nn.Module):
 class ParallelPoolers(nn.Module):
     """Both poolers read the tokens."""
 
-    def __init__(self, width: int, num_heads: int, num_queries: int):
+    def __init__(self, width: int, num_heads: int, num_queries: int, source_width: int):
         super().__init__()
-        self.generative = AttentionalPooler(width, num_heads, num_queries)
-        self.contrastive = AttentionalPooler(width, num_heads, 1)
+        self.generative = AttentionalPooler(width, num_heads, num_queries, source_width)
+        self.contrastive = AttentionalPooler(width, num_heads, 1, source_width)
 
     def forward(self, tokens: Tokens) -> Pooled:
         """Returns the decoder's context and the contrastive vector."""
@@ -66,9 +67,9 @@ class ParallelPoolers(nn.Module):
 class SharedPooler(nn.Module):
     """One pooler: query 0 is the contrastive vector, the others the context (open_clip's form)."""
 
-    def __init__(self, width: int, num_heads: int, num_queries: int):
+    def __init__(self, width: int, num_heads: int, num_queries: int, source_width: int):
         super().__init__()
-        self.shared = AttentionalPooler(width, num_heads, num_queries)
+        self.shared = AttentionalPooler(width, num_heads, num_queries, source_width)
 
     def forward(self, tokens: Tokens) -> Pooled:
         """Returns the decoder's context and the contrastive vector."""
@@ -79,11 +80,11 @@ class SharedPooler(nn.Module):
 class NoGenerativePooler(nn.Module):
     """The decoder sees all tokens (CoCa, table 8f); only the contrastive vector is pooled."""
 
-    def __init__(self, width: int, num_heads: int, num_queries: int):
+    def __init__(self, width: int, num_heads: int, num_queries: int, source_width: int):
         super().__init__()
         del num_queries  # the same signature for all strategies; here every token is kept
-        self.norm_context = nn.LayerNorm(width)
-        self.contrastive = AttentionalPooler(width, num_heads, 1)
+        self.norm_context = nn.LayerNorm(source_width)
+        self.contrastive = AttentionalPooler(width, num_heads, 1, source_width)
 
     def forward(self, tokens: Tokens) -> Pooled:
         """Returns the decoder's context and the contrastive vector."""
@@ -91,7 +92,7 @@ class NoGenerativePooler(nn.Module):
         return context, self.contrastive(tokens)[:, 0]
 
 
-POOLERS: dict[str, Callable[[int, int, int], nn.Module]] = {
+POOLERS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "cascade": CascadePoolers,
     "parallel": ParallelPoolers,
     "shared": SharedPooler,
@@ -99,14 +100,15 @@ POOLERS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 
 
-def build_poolers(strategy: str, width: int, num_heads: int, num_queries: int) -> nn.Module:
+def build_poolers(config: ModelConfig) -> nn.Module:
     """Builds the poolers that a configuration names.
 
     Raises:
         ValueError: the strategy does not exist, or has too few queries.
     """
-    if strategy not in POOLERS:
-        raise ValueError(f"model.pooler is '{strategy}'; choose one of {', '.join(POOLERS)}")
-    if num_queries < 2:
-        raise ValueError(f"model.num_queries is {num_queries}; the decoder's context needs at least 2")
-    return POOLERS[strategy](width, num_heads, num_queries)
+    if config.pooler not in POOLERS:
+        raise ValueError(f"model.pooler is '{config.pooler}'; choose one of {', '.join(POOLERS)}")
+    if config.num_queries < 2:
+        raise ValueError(f"model.num_queries is {config.num_queries}; the decoder's context needs at least 2")
+    heads, source_width = config.pooler_heads or config.num_heads, config.source_width or config.width
+    return POOLERS[config.pooler](config.width, heads, config.num_queries, source_width)

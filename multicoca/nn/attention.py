@@ -59,42 +59,49 @@ class SelfAttention(nn.Module):
         causal: bool,
         mask: Bool[Tensor, "batch tokens"] | None = None,
         cache: KeyValueCache | None = None,
+        last_sees: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """Attends; with `causal`, no token sees a later one; where `mask` is False a token is not seen.
 
-        With a cache, `x` holds the tokens that are new; they also see those of the cache, and join it.
+        With a cache, `x` holds the tokens that are new; they also see those of the cache, and join it. `last_sees`
+        says what the last token sees, whom no other then does.
         """
         q, k, v = rearrange(self.query_key_value(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
         if cache is not None:
             k, v = cache.append(k, v)
             causal = causal and q.shape[2] > 1  # a single new token is the last: it sees all
         visible = None if mask is None else mask[:, None, None, :]
-        mixed = attend(q, k, v, causal=causal, mask=visible)
+        if last_sees is None:
+            mixed = attend(q, k, v, causal=causal, mask=visible)
+        else:
+            first = attend(q[:, :, :-1], k[:, :, :-1], v[:, :, :-1], causal=causal, mask=visible)
+            last = attend(q[:, :, -1:], k, v, mask=last_sees[:, None, None, :])
+            mixed = torch.cat([first, last], dim=2)
         return self.out(rearrange(mixed, "b h t d -> b t (h d)"))
 
 
 class CrossAttention(nn.Module):
-    """Attention of queries to a context of the same width."""
+    """Attention of queries to a context, which may have another width."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, context_width: int | None = None):
         super().__init__()
         _check_heads(width, num_heads)
         self.num_heads = num_heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(context_width or width, 2 * width)
         self.out = nn.Linear(width, width)
 
     def forward(
         self,
         x: Float[Tensor, "batch queries width"],
-        context: Float[Tensor, "batch keys width"],
+        context: Float[Tensor, "batch keys context_width"],
         context_mask: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch queries width"]:
         """Attends to the context; where `context_mask` is False nothing is seen."""
         return self.attend_to(x, *self.keys_values(context), context_mask)
 
     def keys_values(
-        self, context: Float[Tensor, "batch keys width"]
+        self, context: Float[Tensor, "batch keys context_width"]
     ) -> tuple[Float[Tensor, "batch heads keys depth"], Float[Tensor, "batch heads keys depth"]]:
         """Returns what `attend_to` needs of a context, so that it is computed once."""
         k, v = rearrange(self.key_value(context), "b t (two h d) -> two b h t d", two=2, h=self.num_heads)

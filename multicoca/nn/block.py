@@ -1,7 +1,7 @@
 """The transformer blocks: those of both halves of the text decoder, and one for encoders; pre-norm, one MLP.
 
 With cross-attention the order is causal self-attention, cross-attention, MLP (CoCa, arXiv 2205.01917,
-section 3.2); open_clip's variant with a second MLP is not this block.
+section 3.2). open_clip's blocks have one more MLP behind the self-attention and a norm of the context of their own.
 """
 
 from __future__ import annotations
@@ -48,29 +48,46 @@ class SelfAttentionBlock(nn.Module):
         x: Float[Tensor, "batch tokens width"],
         mask: Bool[Tensor, "batch tokens"] | None = None,
         cache: KeyValueCache | None = None,
+        last_sees: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Applies the block; tokens that `mask` marks False are attended by none; new tokens join the cache."""
-        x = x + self.attention(self.norm_attention(x), self.causal, mask, cache)
+        """Applies the block; masks and cache are those of `SelfAttention`."""
+        x = x + self.attention(self.norm_attention(x), self.causal, mask, cache, last_sees)
         return x + self.mlp(self.norm_mlp(x))
 
 
 class MultimodalBlock(nn.Module):
-    """Causal self-attention, cross-attention to the context and MLP."""
+    """Causal self-attention, cross-attention to the context and MLP.
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int):
+    Args:
+        width: size of the vectors, also of the context's.
+        num_heads: attention heads.
+        mlp_width: hidden size of the MLPs.
+        double: one more MLP behind the self-attention, and a norm of the context (open_clip's form).
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, double: bool = False):
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
         self.attention = SelfAttention(width, num_heads)
+        self.norm_text_mlp = nn.LayerNorm(width) if double else None
+        self.text_mlp = MLP(width, mlp_width) if double else None
         self.norm_cross = nn.LayerNorm(width)
+        self.norm_context = nn.LayerNorm(width) if double else nn.Identity()
         self.cross_attention = CrossAttention(width, num_heads)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_width)
 
     def forward(self, x: Float[Tensor, "batch tokens width"], context: Tokens) -> Float[Tensor, "batch tokens width"]:
         """Applies the block; the context comes normalised from the pooler."""
-        x = x + self.attention(self.norm_attention(x), causal=True)
-        x = x + self.cross_attention(self.norm_cross(x), context.values, context.mask)
+        x = self._attend_to_text(x)
+        x = x + self.cross_attention.attend_to(self.norm_cross(x), *self.memory(context), context.mask)
         return x + self.mlp(self.norm_mlp(x))
+
+    def memory(
+        self, context: Tokens
+    ) -> tuple[Float[Tensor, "items heads keys depth"], Float[Tensor, "items heads keys depth"]]:
+        """Returns the keys and values of the context, which all texts about it share."""
+        return self.cross_attention.keys_values(self.norm_context(context.values))
 
     def extend(
         self,
@@ -83,8 +100,12 @@ class MultimodalBlock(nn.Module):
 
         Queries do not see each other in cross-attention, so all texts of an item are queries of one attention.
         """
-        x = x + self.attention(self.norm_attention(x), causal=True, cache=cache)
+        x = self._attend_to_text(x, cache)
         queries = rearrange(self.norm_cross(x), "(items texts) new w -> items (texts new) w", items=len(memory[0]))
         seen = self.cross_attention.attend_to(queries, *memory, memory_mask)
         x = x + rearrange(seen, "items (texts new) w -> (items texts) new w", new=x.shape[1])
         return x + self.mlp(self.norm_mlp(x))
+
+    def _attend_to_text(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        x = x + self.attention(self.norm_attention(x), causal=True, cache=cache)
+        return x if self.text_mlp is None else x + self.text_mlp(self.norm_text_mlp(x))

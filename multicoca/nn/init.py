@@ -50,7 +50,7 @@ TABLE: tuple[tuple[str, Initializer], ...] = (
     ("poolers.*queries", _normal(1.0)),  # normalised before use: only the direction counts
     ("text.*.attention.out.weight", _fan_in(residual=True)),
     ("text.*.cross_attention.out.weight", _fan_in(residual=True)),
-    ("text.*.mlp.down.weight", _fan_in(residual=True)),
+    ("text.*mlp.down.weight", _fan_in(residual=True)),
     ("*caption_head*.weight", _fan_in(scale=0.25)),
     ("*.weight", _fan_in()),
 )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import VOCAB, VectorEncoder, small_model
 
-from multicoca.model.coca import NO_TARGET, CoCa, ModelConfig
+from multicoca.model.coca import NO_TARGET, CoCa
+from multicoca.model.config import ModelConfig
 from multicoca.model.losses import captioning_loss
 from multicoca.model.pooler import POOLERS
 from multicoca.nn.attention import attend, attend_by_products
