@@ -164,7 +164,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> MultiC
         config = from_yaml((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not a model folder: it has no {CONFIG}") from error
-    bundle = build_bundle(config, TextTokenizer.load(folder / TOKENIZER, config.model.context_length))
+    tokenizer = TextTokenizer.load(folder / TOKENIZER, config.model.context_length, config.text.clean)
+    bundle = build_bundle(config, tokenizer)
     try:
         load_model(bundle.network, folder / WEIGHTS)
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:

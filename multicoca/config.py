@@ -26,12 +26,15 @@ class TextConfig:
     """The tokenizer.
 
     Attributes:
-        tokenizer: a tokenizer.json with `<bos>`, `<eos>` and `<pad>`; None learns one from the training captions.
+        tokenizer: a tokenizer.json that puts a token before and one behind each text; None learns one from the
+            training captions.
         vocab_size: of a learned one, at the most.
+        clean: what is done to texts first: "none", or "clip" as for CLIP's tokenizer.
     """
 
     tokenizer: str | None = None
     vocab_size: int = 16384
+    clean: str = "none"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ LEVELS = [
     {"eval", "train"},
     {"config"},
     {"api", "testing"},
+    {"convert"},
     {"cli"},
 ]
 

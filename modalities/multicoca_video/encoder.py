@@ -7,6 +7,8 @@ frame encoder may be the very module of the image modality (weights shared) or i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class VideoEncoder(nn.Module):
         frame_encoder: nn.Module,
         num_frames: int = 8,
         pooling: str = "tokens",
+        position: str = "sincos",
         mixing_blocks: int = 0,
         mixing_heads: int = 4,
     ) -> None:
@@ -33,21 +36,25 @@ class VideoEncoder(nn.Module):
             num_frames: how many positions in time are learned; clips of another length interpolate between them.
             pooling: "tokens" keeps the tokens of all frames and adds the position in time; "mean" averages each
                 token over the frames and is blind to their order.
+            position: where the learned positions in time start: "sincos" from sines and cosines, "zeros" from nothing,
+                so that an image model is a video model before any training.
             mixing_blocks: transformer blocks over the pooled tokens of all frames, so that what changes between frames
                 is seen before the core; VideoCoCa has none.
             mixing_heads: their attention heads.
 
         Raises:
-            ValueError: `num_frames` is less than 1 or `pooling` is something else.
+            ValueError: `num_frames` is less than 1, or `pooling` or `position` is something else.
         """
         super().__init__()
         if num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}; expected 1 or more")
         if pooling not in _POOLINGS:
             raise ValueError(f"pooling is '{pooling}'; expected one of {sorted(_POOLINGS)}")
+        if position not in _POSITIONS:
+            raise ValueError(f"position is '{position}'; expected one of {sorted(_POSITIONS)}")
         self.frame_encoder = frame_encoder
         self.width: int = frame_encoder.width
-        self.pooling = _POOLINGS[pooling](num_frames, self.width)
+        self.pooling = _POOLINGS[pooling](_POSITIONS[position](num_frames, self.width))
         self.mixing = nn.ModuleList(
             SelfAttentionBlock(self.width, mixing_heads, 2 * self.width, causal=False) for _ in range(mixing_blocks)
         )
@@ -80,9 +87,9 @@ class VideoEncoder(nn.Module):
 class TemporalTokens(nn.Module):
     """Adds a learned position in time to each frame's tokens and lays the frames one after the other."""
 
-    def __init__(self, num_frames: int, width: int) -> None:
+    def __init__(self, position: Float[Tensor, "frames width"]) -> None:
         super().__init__()
-        self.position = nn.Parameter(sine_cosine(num_frames, width))
+        self.position = nn.Parameter(position)
 
     def forward(
         self,
@@ -113,8 +120,8 @@ class TemporalTokens(nn.Module):
 class FrameMean(nn.Module):
     """Averages each token over the frames in which it is real. Holds no parameters."""
 
-    def __init__(self, num_frames: int, width: int) -> None:
-        super().__init__()
+    def __init__(self, position: Float[Tensor, "frames width"]) -> None:
+        super().__init__()  # the same signature for both; a mean has no place for positions
 
     def forward(
         self,
@@ -141,3 +148,6 @@ def sine_cosine(num_positions: int, width: int) -> Float[Tensor, "positions widt
     rates = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].float()
+
+
+_POSITIONS: dict[str, Callable[[int, int], Tensor]] = {"sincos": sine_cosine, "zeros": torch.zeros}

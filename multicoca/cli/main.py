@@ -17,6 +17,8 @@ COMMANDS = {
     "caption": "write captions for files",
     "index": "embed the files of a folder for search",
     "search": "find files in an index by a sentence or by another file",
+    "convert": "make a model folder of public weights (open_clip's CoCa)",
+    "export": "write a model's weights in the form of open_clip's CoCa",
     "doctor": "say what is installed, what is missing and the command that mends it",
 }
 
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"multicoca: there is no command '{command}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    module = "search" if command == "index" else command
+    module = {"index": "search", "export": "convert"}.get(command, command)
     run = vars(importlib.import_module(f"multicoca.cli.{module}"))[f"run_{command}"]
     try:
         return run(rest)

@@ -136,7 +136,7 @@ def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
     """Reads the configured tokenizer, or learns one from the training captions; the run keeps it."""
     kept, length = folder / "tokenizer.json", config.model.context_length
     if config.text.tokenizer is not None:
-        return TextTokenizer.load(Path(config.text.tokenizer), length)
+        return TextTokenizer.load(Path(config.text.tokenizer), length, config.text.clean)
     if rank() == 0 and not kept.is_file():
         texts = (text for items in listing.of("train").values() for item in items for text in item.texts)
         tokenizer = TextTokenizer.learn(texts, config.text.vocab_size, length)

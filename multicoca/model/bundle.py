@@ -42,8 +42,9 @@ class Bundle:
 
     def generate(self, modality: str, context: Tokens, decoding: DecodingConfig | None = None) -> Generated:
         """Writes the token ids of captions; greedily by default."""
-        begin, end, pad = self.tokenizer.begin_id, self.tokenizer.end_id, self.tokenizer.pad_id
-        return generate(self.network, modality, context, begin, end, decoding, banned=(pad,))
+        tokenizer = self.tokenizer
+        begin, end, banned = tokenizer.begin_id, tokenizer.end_id, tokenizer.never_written
+        return generate(self.network, modality, context, begin, end, decoding, banned)
 
     def write(
         self, modality: str, context: Tokens, decoding: DecodingConfig | None = None

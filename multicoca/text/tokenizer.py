@@ -1,19 +1,23 @@
-"""The tokenizer: byte-level BPE of the `tokenizers` library, learned from captions or read from a file.
+"""The tokenizer: one of the `tokenizers` library, learned from captions or read from a file.
 
-Ids of BOS, EOS and PAD come from the file. Padding is known by lengths, never by an id: PAD only fills.
+What a `tokenizer.json` says is used as it stands: its post-processor gives the ids of BOS and EOS, its padding
+the id of PAD. Padding is known by lengths, never by an id: PAD only fills.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-BEGIN, END, PAD = "<bos>", "<eos>", "<pad>"
+from multicoca.text.clean import CLEANERS
+
+_BEGIN, _END, _PAD = "<bos>", "<eos>", "<pad>"
 _LENGTH_MULTIPLE = 8  # few different lengths: kernels are prepared anew for every shape
 
 
@@ -21,17 +25,37 @@ class TextTokenizer:
     """Turns texts into padded ids with their lengths, and ids into texts.
 
     Args:
-        tokenizer: a tokenizer whose vocabulary holds `<bos>`, `<eos>` and `<pad>`.
+        tokenizer: puts one token before and one behind each text (its post-processor does).
         context_length: the longest text in tokens, BOS and EOS included; longer ones are cut before EOS.
+        clean: what is done to texts first, a key of `multicoca.text.clean.CLEANERS`.
+
+    Attributes:
+        begin_id: BOS.
+        end_id: EOS.
+        pad_id: what fills; EOS where the tokenizer names nothing.
+        never_written: ids that no caption may hold, the special tokens but EOS.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int):
-        missing = [token for token in (BEGIN, END, PAD) if tokenizer.token_to_id(token) is None]
-        if missing:
-            raise ValueError(f"the tokenizer has no token {', '.join(missing)}; add them as special tokens")
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, context_length: int, clean: str = "none"):
+        around = tokenizer.encode("").ids
+        if len(around) != 2:
+            raise ValueError(
+                f"the tokenizer makes {len(around)} tokens of an empty text; expected 2, one that begins and one that "
+                "ends it: set its post_processor, for example TemplateProcessing(single='<bos> $A <eos>', ...)"
+            )
+        if clean not in CLEANERS:
+            raise ValueError(f"text.clean is '{clean}'; choose one of {', '.join(CLEANERS)}")
+        self._clean = CLEANERS[clean]
+        self._json = tokenizer.to_str(pretty=True)
+        self._tokenizer = Tokenizer.from_str(self._json)
+        self._tokenizer.no_padding()  # both are done here, with lengths
+        self._tokenizer.no_truncation()
         self.context_length = context_length
-        self.begin_id, self.end_id, self.pad_id = (tokenizer.token_to_id(token) for token in (BEGIN, END, PAD))
+        self.begin_id, self.end_id = around
+        self.pad_id: int = (tokenizer.padding or {}).get("pad_id", self.end_id)
+        special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.never_written = tuple(sorted(special - {self.end_id}))
+        self._has_cut = False
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocab_size: int, context_length: int) -> TextTokenizer:
@@ -42,15 +66,16 @@ class TextTokenizer:
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[PAD, BEGIN, END],
+            special_tokens=[_PAD, _BEGIN, _END],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
+        enclose(tokenizer, _BEGIN, _END, _PAD)
         return cls(tokenizer, context_length)
 
     @classmethod
-    def load(cls, file: Path, context_length: int) -> TextTokenizer:
+    def load(cls, file: Path, context_length: int, clean: str = "none") -> TextTokenizer:
         """Reads a `tokenizer.json`.
 
         Raises:
@@ -58,11 +83,15 @@ class TextTokenizer:
         """
         if not file.is_file():
             raise ValueError(f"there is no tokenizer at {file}; expected a tokenizer.json of the tokenizers library")
-        return cls(Tokenizer.from_str(file.read_text(encoding="utf-8")), context_length)
+        try:
+            tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises nothing more precise
+            raise ValueError(f"{file} is not a tokenizer.json of the tokenizers library: {error}") from error
+        return cls(tokenizer, context_length, clean)
 
     def to_json(self) -> str:
         """Returns the content of `tokenizer.json`."""
-        return self._tokenizer.to_str(pretty=True)
+        return self._json
 
     @property
     def vocab_size(self) -> int:
@@ -75,9 +104,19 @@ class TextTokenizer:
         Returns:
             (ids padded to the longest text of the batch or a little more, number of real tokens of each).
         """
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"got {texts!r}; expected a list of at least one text")
+        words = self.context_length - 2
         rows = []
-        for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False):
-            rows.append([self.begin_id, *encoding.ids[: self.context_length - 2], self.end_id])
+        for encoding in self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False):
+            if len(encoding.ids) > words and not self._has_cut:
+                self._has_cut = True
+                warnings.warn(
+                    f"a text has {len(encoding.ids)} tokens; texts are cut to {words} and their end, for the model's "
+                    f"context length is {self.context_length}. This is said once",
+                    stacklevel=2,
+                )
+            rows.append([self.begin_id, *encoding.ids[:words], self.end_id])
         lengths = torch.tensor([len(row) for row in rows])
         width = min(-(-int(lengths.max()) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.context_length)
         ids = torch.full((len(rows), width), self.pad_id)
@@ -92,3 +131,10 @@ class TextTokenizer:
             row = row[: row.index(self.end_id)] if self.end_id in row else row
             texts.append(self._tokenizer.decode(row, skip_special_tokens=True).strip())
         return texts
+
+
+def enclose(tokenizer: Tokenizer, begin: str, end: str, pad: str) -> None:
+    """Makes a tokenizer put a token before and one behind each text, and name the one that pads."""
+    ids = [(token, tokenizer.token_to_id(token)) for token in (begin, end)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)

@@ -1,0 +1,19 @@
+"""What is done to a text before it is split into tokens, where a tokenizer.json cannot say it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+
+import ftfy
+
+
+def clip_clean(text: str) -> str:
+    """Mends broken Unicode, resolves HTML entities twice, joins white space to single spaces, lower case.
+
+    Source: CLIP (arXiv 2103.00020); the same steps as in its tokenizer and open_clip's.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+
+
+CLEANERS: dict[str, Callable[[str], str]] = {"none": str, "clip": clip_clean}
