@@ -22,8 +22,7 @@ from multicoca.model.config import ModelConfig
 _HEAD_WIDTH, _POOLER_HEADS = 64, 8
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, as in open_clip
 _IMAGE = "encoders.image.model."
-# timm's names of CLIP towers by (width, patch size in px, layers)
-_TOWERS = {(768, 32, 12): "vit_base_patch32_clip_224", (1024, 14, 24): "vit_large_patch14_clip_224"}
+_TOWER = "vit_base_patch32_clip_224"  # timm's CLIP tower; its sizes are set from the tensors
 _ROW = "text.positional_embedding"
 # what the names of a checkpoint look like when it is another model's
 _LOOKS_LIKE = (
@@ -79,17 +78,16 @@ def model_config(weights: Mapping[str, Tensor]) -> ModelConfig:
 
 
 def image_modality(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns the configuration of the image modality.
-
-    Raises:
-        ValueError: the image tower is none that is known here.
-    """
+    """Returns the configuration of the image modality."""
     width, _, patch, _ = weights["visual.conv1.weight"].shape
-    layers = _count(weights, "visual.transformer.resblocks.")
-    if (width, patch, layers) not in _TOWERS:
-        known = ", ".join(f"{w} wide, patches of {p} px, {n} layers" for w, p, n in _TOWERS)
-        raise ValueError(f"the image tower is {width} wide with patches of {patch} px, {layers} layers; known: {known}")
     size = patch * grid_size(weights)
+    sizes = {
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": _count(weights, "visual.transformer.resblocks."),
+        "num_heads": width // _HEAD_WIDTH,
+        "mlp_ratio": len(weights["visual.transformer.resblocks.0.mlp.c_fc.bias"]) / width,
+    }
     return {
         "processor": {
             "_target_": "multicoca_image.ImageProcessor",
@@ -100,9 +98,9 @@ def image_modality(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         },
         "encoder": {
             "_target_": "multicoca_image.TimmEncoder",
-            "name": _TOWERS[width, patch, layers],
+            "name": _TOWER,
             "image_size_px": size,
-            "timm_options": {"final_norm": False},
+            "timm_options": {"final_norm": False, **sizes},
         },
     }
 

@@ -20,6 +20,7 @@ from multicoca.model.pooler import build_poolers
 from multicoca.model.text_decoder import TextDecoder
 from multicoca.nn.cache import DecodingState
 from multicoca.nn.init import initialize
+from multicoca.nn.linear import Linear
 from multicoca.nn.precision import at_least_float32
 from multicoca.tokens import Tokens
 
@@ -69,10 +70,10 @@ class CoCa(nn.Module):
         self.poolers = build_poolers(config)
         self.text = TextDecoder(config, vocab_size)
         self.text_projection = nn.Linear(config.width, config.embedding_width, bias=False)
-        shared_head = nn.Linear(config.width, vocab_size, bias=False) if config.caption_heads == "shared" else None
+        shared_head = Linear(config.width, vocab_size, bias=False) if config.caption_heads == "shared" else None
         self.heads = nn.ModuleDict()
         for name, encoder in encoders.items():
-            caption_head = shared_head or nn.Linear(config.width, vocab_size, bias=False)
+            caption_head = shared_head or Linear(config.width, vocab_size, bias=False)
             self.heads[name] = ModalityHeads(encoder.width, config, caption_head)
         initialize(self, config.unimodal_layers + config.multimodal_layers, generator=generator)
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicoca.nn.cache import KeyValueCache
+from multicoca.nn.linear import Linear
 
 
 def attend(
@@ -50,8 +51,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         _check_heads(width, num_heads)
         self.num_heads = num_heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(
         self,
@@ -87,9 +88,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         _check_heads(width, num_heads)
         self.num_heads = num_heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(context_width or width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(context_width or width, 2 * width)
+        self.out = Linear(width, width)
 
     def forward(
         self,

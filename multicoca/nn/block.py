@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from multicoca.nn.attention import CrossAttention, SelfAttention
 from multicoca.nn.cache import KeyValueCache
+from multicoca.nn.linear import Linear
 from multicoca.tokens import Tokens
 
 
@@ -21,8 +22,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Applies the MLP to each vector."""
