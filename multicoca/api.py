@@ -7,6 +7,7 @@ executed, and nothing is unpickled.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,12 +21,27 @@ from multicoca.config import Config, from_yaml, to_yaml
 from multicoca.data.sample import Problem
 from multicoca.files import write_text, written_aside
 from multicoca.modality import UnreadableFileError
-from multicoca.model.bundle import Bundle
+from multicoca.model.bundle import Bundle, Caption
 from multicoca.model.coca import CoCa
 from multicoca.model.generate import DecodingConfig
 from multicoca.text.tokenizer import TextTokenizer
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.yaml", "tokenizer.json", "README.md"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model says about a file.
+
+    Attributes:
+        modality: who read it.
+        embedding: contrastive, length 1, fp32, on the CPU.
+        captions: best first.
+    """
+
+    modality: str
+    embedding: Float[Tensor, " embedding"]
+    captions: tuple[Caption, ...]
 
 
 class MultiCoCa:
@@ -85,23 +101,45 @@ class MultiCoCa:
         Raises:
             UnreadableFileError: a file cannot be read; the message names it.
         """
-        return [written[0][0] for written in self.scored_captions(files, batch_size, decoding)]
+        return [found.captions[0].text for found in self.describe(files, batch_size, decoding)]
 
-    def scored_captions(
+    def describe(
         self, files: Sequence[str | Path], batch_size: int = 16, decoding: DecodingConfig | None = None
-    ) -> list[list[tuple[str, float]]]:
-        """Writes as many captions for each file as `decoding` says, best first, as (caption, score).
+    ) -> list[Description]:
+        """Gives captions, their scores and the embedding of each file in one pass.
 
-        The score is the log-probability / (number of tokens)^length_penalty.
+        Args:
+            files: of any modality of the model.
+            batch_size: files encoded together.
+            decoding: how many captions and how they are written; one, greedily, by default.
 
         Raises:
             UnreadableFileError: a file cannot be read; the message names it.
         """
-        captions: dict[int, list[tuple[str, float]]] = {}
+        found: dict[int, Description] = {}
+        for indices, modality, inputs in self._batches(files, batch_size):
+            context, embeddings = self.bundle.encode(modality, inputs)
+            captions = self.bundle.write(modality, context, embeddings, decoding)
+            rows = zip(indices, embeddings.float().cpu(), captions, strict=True)
+            found |= {index: Description(modality, embedding, own) for index, embedding, own in rows}
+        return [found[i] for i in range(len(found))]
+
+    def score(
+        self, files: Sequence[str | Path], captions: Sequence[str], batch_size: int = 16
+    ) -> Float[Tensor, "files captions"]:
+        """Returns log P(caption | file) of every caption for every file, each file encoded once.
+
+        Raises:
+            UnreadableFileError: a file cannot be read; the message names it.
+            ValueError: there is no caption.
+        """
+        if isinstance(captions, str) or not captions:
+            raise ValueError(f"captions is {captions!r}; expected a list of at least one text")
+        rows: dict[int, Tensor] = {}
         for indices, modality, inputs in self._batches(files, batch_size):
             context, _ = self.bundle.encode(modality, inputs)
-            captions |= dict(zip(indices, self.bundle.write(modality, context, decoding), strict=True))
-        return [captions[i] for i in range(len(captions))]
+            rows |= dict(zip(indices, self.bundle.score(modality, context, captions), strict=True))
+        return torch.stack([rows[i] for i in range(len(rows))]) if rows else torch.empty(0, len(captions))
 
     def stream(self, files: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | Problem]]:
         """Yields (file, its embedding or why it has none); holds no more than a batch of each modality."""

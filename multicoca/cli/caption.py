@@ -22,6 +22,7 @@ _SAYS = {
     "min_length": "words' tokens at the least",
     "max_length": "tokens at the most, with the marks of beginning and end",
     "seed": "of sampling",
+    "rerank": "order the captions by the similarity of their embeddings to the file's",
 }
 
 
@@ -32,21 +33,22 @@ def run_caption(arguments: list[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     for field in fields(DecodingConfig):
         kind = int if field.default is None else type(field.default)
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__}
         says = f"{_SAYS[field.name]} (default: {field.default})"
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=says, metavar=kind.__name__
-        )
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=says, **how)
     options = parser.parse_args(arguments)
     decoding = DecodingConfig(**{field.name: getattr(options, field.name) for field in fields(DecodingConfig)})
     model = load(options.model)
     failures = 0
     for file in options.files:
         try:
-            (found,) = model.scored_captions([file], decoding=decoding)
+            (found,) = model.describe([file], decoding=decoding)
         except UnreadableFileError as error:
             failures += 1
             print(f"multicoca caption: {error}", file=sys.stderr)
             continue
-        for text, score in found:
-            print(f"{file}\t{text}" if len(found) == 1 else f"{file}\t{score:.3f}\t{text}")
+        for caption in found.captions:
+            score = caption.score if caption.similarity is None else caption.similarity
+            alone = len(found.captions) == 1
+            print(f"{file}\t{caption.text}" if alone else f"{file}\t{score:.3f}\t{caption.text}")
     return 1 if failures else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -20,7 +21,12 @@ from multicoca.data.sample import Item, Problem
 from multicoca.eval.captioning import caption_metrics
 from multicoca.eval.prompts import templates_named
 from multicoca.eval.retrieval import across_retrieval, averaged_retrieval
-from multicoca.eval.zero_shot import class_embeddings, zero_shot_accuracy
+from multicoca.eval.zero_shot import (
+    class_embeddings,
+    classification_accuracy,
+    likelihood_scores,
+    zero_shot_accuracy,
+)
 from multicoca.model.bundle import Bundle
 
 Judge = Callable[[Item, str], tuple[bool, int, int]]  # (exactly right, facts right, facts in all)
@@ -35,6 +41,8 @@ class EvaluationConfig:
         draws: galleries to average over.
         captions_per_item: captions of each item that retrieval uses; None for all.
         templates: name of the prompts for zero-shot classification by `label`.
+        likelihood: classify by `label` also by how likely the decoder finds each class's sentences; it reads every
+            sentence once for each item.
         meteor: also score METEOR where Java is installed; its program takes some seconds for each modality.
         batch_size: items read and encoded together.
         probe_items: items of each modality in the short evaluations during training.
@@ -44,6 +52,7 @@ class EvaluationConfig:
     draws: int = 20
     captions_per_item: int | None = None
     templates: str = "photo"
+    likelihood: bool = False
     meteor: bool = True
     batch_size: int = 64
     probe_items: int = 64
@@ -58,20 +67,33 @@ class Answers:
         embeddings: theirs, one row each.
         captions: written by the model.
         problems: items that could not be read.
+        classes: names of all labels of the items, those that could not be read included.
+        likelihoods: log of the likelihood of each class's sentences for each item; None where it was not asked for.
     """
 
     items: tuple[Item, ...]
     embeddings: Tensor
     captions: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
+    classes: tuple[str, ...] = ()
+    likelihoods: Tensor | None = None
 
     def protocol_texts(self, per_item: int | None) -> list[tuple[str, ...]]:
         """Returns each item's captions that retrieval uses."""
         return [item.texts[:per_item] for item in self.items]
 
 
-def answer(bundle: Bundle, modality: str, items: Sequence[Item], batch_size: int, num_workers: int = 0) -> Answers:
-    """Reads, embeds and captions the items of one modality."""
+def answer(
+    bundle: Bundle,
+    modality: str,
+    items: Sequence[Item],
+    batch_size: int,
+    num_workers: int = 0,
+    templates: Sequence[str] = (),
+) -> Answers:
+    """Reads, embeds and captions the items of one modality; with templates, scores the classes by likelihood."""
+    classes = tuple(sorted({item.label for item in items if item.label is not None}))
+    likelihoods: list[Tensor] = []
     read: list[Item] = []
     embeddings, captions, problems = [torch.empty(0, bundle.network.config.embedding_width)], [], []
     batches = evaluation_batches(items, bundle.processors[modality], batch_size, num_workers)
@@ -81,10 +103,14 @@ def answer(bundle: Bundle, modality: str, items: Sequence[Item], batch_size: int
             if inputs is not None:
                 context, rows = bundle.encode(modality, inputs)
                 embeddings.append(rows.cpu())
-                captions.extend(written[0][0] for written in bundle.write(modality, context))
+                captions.extend(written[0].text for written in bundle.write(modality, context, rows))
+                if classes and templates:
+                    score = partial(bundle.score, modality, context)
+                    likelihoods.append(likelihood_scores(score, classes, templates))
                 read.extend(own)
             bar.update(len(own) + len(broken))
-    return Answers(tuple(read), torch.cat(embeddings), tuple(captions), tuple(problems))
+    found = torch.cat(likelihoods) if likelihoods else None
+    return Answers(tuple(read), torch.cat(embeddings), tuple(captions), tuple(problems), classes, found)
 
 
 def evaluate_modality(
@@ -115,11 +141,13 @@ def evaluate_modality(
     result["captioning"] = captioning(answers, judge, config.meteor)
     labelled = [index for index, item in enumerate(answers.items) if item.label is not None]
     if labelled:
-        names = sorted({answers.items[index].label for index in labelled})
-        classes = class_embeddings(bundle.embed_text, names, templates_named(config.templates))
-        labels = torch.tensor([names.index(answers.items[index].label) for index in labelled])
-        accuracy = zero_shot_accuracy(answers.embeddings[labelled], classes, labels)
-        result["zero_shot"] = {"label": {**accuracy, "templates": config.templates, "listed": listed}}
+        classes = class_embeddings(bundle.embed_text, answers.classes, templates_named(config.templates))
+        labels = torch.tensor([answers.classes.index(answers.items[index].label) for index in labelled])
+        about = {"templates": config.templates, "listed": listed}
+        found = {"label": zero_shot_accuracy(answers.embeddings[labelled], classes, labels) | about}
+        if answers.likelihoods is not None:
+            found["label_by_likelihood"] = classification_accuracy(answers.likelihoods[labelled], labels) | about
+        result["zero_shot"] = found
     return result
 
 

@@ -15,6 +15,7 @@ from multicoca.eval.evaluator import (
     evaluate_across,
     evaluate_modality,
 )
+from multicoca.eval.prompts import templates_named
 from multicoca.eval.shapes import attribute_accuracy, scene_judge
 from multicoca.model.bundle import Bundle
 
@@ -38,7 +39,8 @@ def evaluate(
     for modality, items in listing.of(TEST).items():
         if modality not in bundle.processors:
             continue
-        found = answers[modality] = answer(bundle, modality, items, config.batch_size, num_workers)
+        templates = templates_named(config.templates) if config.likelihood else ()
+        found = answers[modality] = answer(bundle, modality, items, config.batch_size, num_workers, templates)
         problems.extend(found.problems)
         judge = scene_judge(found.items, bundle.processors[modality])
         listed = listing.listed[TEST][modality]

@@ -64,25 +64,48 @@ def zero_shot_accuracy(
     Raises:
         ValueError: there is no source, a label is not a class, or an embedding is not a number.
     """
-    num_classes = len(classes)
-    if len(source) == 0:
+    with torch.autocast(source.device.type, enabled=False):
+        source = functional.normalize(source.detach().float(), dim=-1)
+        similarity = source @ functional.normalize(classes.detach().float().to(source.device), dim=-1).T
+    return classification_accuracy(similarity, labels)
+
+
+def likelihood_scores(
+    score: Callable[[list[str]], Tensor], names: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "sources classes"]:
+    """Scores each class by how likely the decoder finds its sentences: log of the sum of P(sentence | source).
+
+    Args:
+        score: gives log P(sentence | source) as [sources, sentences]; called once.
+        names: the class names, in the order of the labels.
+        templates: sentences with {} where the name goes, as likely as each other before the source is seen.
+
+    Source: CapPa (arXiv 2306.07915), which has one sentence for each class.
+    """
+    texts = [text for name in names for text in sentences(name, templates)]
+    return score(texts).unflatten(1, (len(names), len(templates))).logsumexp(dim=-1)
+
+
+def classification_accuracy(
+    scores: Float[Tensor, "sources classes"], labels: Int[Tensor, " sources"]
+) -> dict[str, float | int]:
+    """Computes how often the right class scores highest; returns and raises as `zero_shot_accuracy`."""
+    num_classes = scores.shape[1]
+    if len(scores) == 0:
         raise ValueError("there is no source to classify")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"the labels reach from {int(labels.min())} to {int(labels.max())}; "
             f"they must be 0 to {num_classes - 1}, one of the {num_classes} classes"
         )
-    with torch.autocast(source.device.type, enabled=False):
-        source = functional.normalize(source.detach().float(), dim=-1)
-        similarity = source @ functional.normalize(classes.detach().float().to(source.device), dim=-1).T
     labels = labels.cpu().long()
-    positives = functional.one_hot(labels, num_classes).bool().to(similarity.device)
-    first = expected_recall(similarity, positives, 1)
+    positives = functional.one_hot(labels, num_classes).bool().to(scores.device)
+    first = expected_recall(scores, positives, 1)
     occurring = [first[labels == label].mean() for label in labels.unique()]
     return {
         "top1": float(first.mean()),
-        "top5": float(expected_recall(similarity, positives, 5).mean()),
+        "top5": float(expected_recall(scores, positives, 5).mean()),
         "per_class_mean": float(torch.stack(occurring).mean()),
-        "used": len(source),
+        "used": len(scores),
         "chance": 1 / num_classes,
     }

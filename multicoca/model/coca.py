@@ -118,6 +118,23 @@ class CoCa(nn.Module):
             targets,
         )
 
+    def log_probs(
+        self, modality: str, context: Tokens, ids: Int[Tensor, "texts length"], lengths: Int[Tensor, " texts"]
+    ) -> Float[Tensor, "items texts"]:
+        """Returns log P(text | item) of every text for every item, end of text included.
+
+        The text-only half runs once for each text, and the context's keys and values once for each item.
+        """
+        items = len(context.values)
+        texts = self.text.unimodal(ids, lengths)[0][:, :-1]
+        hidden = self.text.multimodal(texts.repeat(items, 1, 1), context)
+        rows, targets = _predicted_rows(ids.repeat(items, 1), lengths.repeat(items))
+        logits = at_least_float32(self.heads[modality].caption_head(hidden.flatten(0, 1)[rows]))
+        found = -F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
+        text_of_row = rows // texts.shape[1]
+        found = found.masked_fill(targets == NO_TARGET, 0.0)
+        return found.new_zeros(len(hidden)).index_add(0, text_of_row, found).unflatten(0, (items, len(ids)))
+
     def next_token_logits(
         self, modality: str, ids: Int[Tensor, "texts new"], state: DecodingState
     ) -> Float[Tensor, "texts vocabulary"]:

@@ -34,6 +34,7 @@ class DecodingConfig:
         min_length: words' tokens at the least, BOS and EOS not counted.
         max_length: tokens at the most, with BOS and EOS; None takes the model's context length.
         seed: of sampling; an item's captions are the same for the same seed, in any batch.
+        rerank: order an item's captions by the similarity of their embeddings to its own.
     """
 
     strategy: str = "greedy"
@@ -46,6 +47,7 @@ class DecodingConfig:
     min_length: int = 0
     max_length: int | None = None
     seed: int = 0
+    rerank: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:

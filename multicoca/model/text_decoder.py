@@ -91,9 +91,12 @@ class TextDecoder(nn.Module):
         return torch.cat([texts, cls], dim=1), torch.full_like(lengths, length), sees
 
     def multimodal(
-        self, texts: Float[Tensor, "batch length width"], context: Tokens
-    ) -> Float[Tensor, "batch length width"]:
-        """Runs the half that sees the context; the output at a token predicts the next one."""
+        self, texts: Float[Tensor, "texts length width"], context: Tokens
+    ) -> Float[Tensor, "texts length width"]:
+        """Runs the half that sees the context; the output at a token predicts the next one.
+
+        There may be several texts for each item of the context, the same number for all, item by item.
+        """
         for block in self.multimodal_blocks:
             texts = block(texts, context)
         return self.norm_caption(texts)
@@ -121,7 +124,7 @@ class TextDecoder(nn.Module):
         for block, cache in zip(self.unimodal_blocks, state.unimodal, strict=True):
             x = block(x, cache=cache)
         for block, cache, memory in zip(self.multimodal_blocks, state.multimodal, state.memory, strict=True):
-            x = block.extend(x, cache, memory, state.memory_mask)
+            x = block.extend(x, memory, state.memory_mask, cache)
         return self.norm_caption(x[:, -1])
 
     def _check_length(self, ids: Tensor) -> None:

@@ -78,11 +78,9 @@ class MultimodalBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_width)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"], context: Tokens) -> Float[Tensor, "batch tokens width"]:
-        """Applies the block; the context comes normalised from the pooler."""
-        x = self._attend_to_text(x)
-        x = x + self.cross_attention.attend_to(self.norm_cross(x), *self.memory(context), context.mask)
-        return x + self.mlp(self.norm_mlp(x))
+    def forward(self, x: Float[Tensor, "texts tokens width"], context: Tokens) -> Float[Tensor, "texts tokens width"]:
+        """Applies the block to texts, as many in a row for each item of the context; it comes normalised."""
+        return self.extend(x, self.memory(context), context.mask)
 
     def memory(
         self, context: Tokens
@@ -93,20 +91,18 @@ class MultimodalBlock(nn.Module):
     def extend(
         self,
         x: Float[Tensor, "texts new width"],
-        cache: KeyValueCache,
         memory: tuple[Tensor, Tensor],
         memory_mask: Bool[Tensor, "items keys"] | None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "texts new width"]:
         """Applies the block to the new tokens of texts, several in a row for each item of the memory.
 
         Queries do not see each other in cross-attention, so all texts of an item are queries of one attention.
         """
-        x = self._attend_to_text(x, cache)
+        x = x + self.attention(self.norm_attention(x), causal=True, cache=cache)
+        if self.text_mlp is not None:
+            x = x + self.text_mlp(self.norm_text_mlp(x))
         queries = rearrange(self.norm_cross(x), "(items texts) new w -> items (texts new) w", items=len(memory[0]))
         seen = self.cross_attention.attend_to(queries, *memory, memory_mask)
         x = x + rearrange(seen, "items (texts new) w -> (items texts) new w", new=x.shape[1])
         return x + self.mlp(self.norm_mlp(x))
-
-    def _attend_to_text(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        x = x + self.attention(self.norm_attention(x), causal=True, cache=cache)
-        return x if self.text_mlp is None else x + self.text_mlp(self.norm_text_mlp(x))
