@@ -8,10 +8,10 @@ from conftest import VOCAB, VectorEncoder, small_model
 
 from multicoca.model.coca import NO_TARGET, CoCa
 from multicoca.model.config import ModelConfig
-from multicoca.model.losses import captioning_loss
+from multicoca.model.losses import captioning_loss, contrastive_loss
 from multicoca.model.pooler import POOLERS
 from multicoca.nn.attention import attend, attend_by_products
-from multicoca.nn.init import TABLE, initializer_of
+from multicoca.nn.init import TABLE, initialize, initializer_of
 
 
 def test_padding_of_a_text_changes_neither_embedding_nor_logits(model, pairs):
@@ -145,6 +145,38 @@ def test_the_first_captioning_loss_is_the_logarithm_of_the_vocabulary():
     assert abs(float(loss) / math.log(VOCAB) - 1) < 0.02
 
 
+def test_the_first_contrastive_loss_is_that_of_a_guess(pairs):
+    generator = torch.Generator().manual_seed(0)
+    ids, sources = torch.randint(0, VOCAB, (64, 12), generator=generator), torch.randn(64, 3, 6, generator=generator)
+    model = small_model(width=256, embedding_width=256, mlp_width=512)
+    outputs = model("a", {"x": sources}, ids, torch.full((64,), 12))
+    loss = contrastive_loss(outputs.source, outputs.text, outputs.logit_scale)
+    assert abs(float(loss) / (2 * math.log(64)) - 1) < 0.05
+
+
+def test_nothing_is_left_as_the_memory_happened_to_be():
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        for pooler, form in ((pooler, form) for pooler in POOLERS for form in ("paper", "open_clip")):
+            changes = {"multimodal_block": form, "cls_mask": "exact" if form == "paper" else form}
+            model = small_model(pooler=pooler, **changes)
+            assert all(value.isfinite().all() for value in model.state_dict().values())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_core_built_without_memory_is_initialised_later_in_the_same_way():
+    built = small_model()
+    with torch.device("meta"):
+        empty = CoCa(built.config, {"a": VectorEncoder(), "b": VectorEncoder()}, VOCAB)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    empty = empty.to_empty(device="cpu")
+    empty.encoders.load_state_dict(built.encoders.state_dict())
+    initialize(empty, 4, generator=torch.Generator().manual_seed(0))
+    for (name, value), expected in zip(empty.named_parameters(), built.parameters(), strict=True):
+        assert torch.equal(value, expected), name
+
+
 @pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (False, True)])
 def test_attention_by_products_equals_the_fused_kernel(causal, masked):
     q, k, v = (torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -171,6 +203,30 @@ def test_unknown_choices_are_named():
         small_model(caption_heads="tied")
     with pytest.raises(ValueError, match="heads"):
         small_model(num_heads=5)
+    with pytest.raises(ValueError, match="leave source_width out"):
+        small_model(pooler="none", source_width=24)
+
+
+def test_adapters_stand_where_they_are_needed_only():
+    model = small_model(source_width=24, adapters="where_needed")
+    assert isinstance(model.heads["a"].adapter, torch.nn.Identity)
+    other = small_model(source_width=20, adapters="where_needed").heads["a"].adapter
+    assert (other.in_features, other.out_features) == (24, 20)
+    assert small_model(source_width=24).heads["a"].adapter.in_features == 24
+
+
+def test_open_clips_cls_sees_one_padding_and_not_itself():
+    model = small_model(cls_mask="open_clip").eval()
+    ids = torch.randint(3, VOCAB, (1, 6))
+    _, _, sees = model.text._join_cls_as_open_clip(ids, torch.tensor([4]))
+    assert sees[0].tolist() == [True] * 5 + [False] * 3
+    _, _, sees = model.text._join_cls_as_open_clip(torch.ones(1, 12, dtype=torch.long), torch.tensor([12]))
+    assert sees.shape == (1, 13)
+    assert sees.all()
+    with torch.no_grad():
+        plain = model.encode_text(ids, torch.tensor([4]))
+        longer = model.encode_text(torch.cat([ids, ids], dim=1), torch.tensor([4]))
+    torch.testing.assert_close(plain, longer, rtol=1e-5, atol=1e-6)
 
 
 def test_a_text_longer_than_the_context_is_an_error(model, pairs):
