@@ -2,7 +2,7 @@
 
 from multicoca_image.encoder import TimmEncoder
 from multicoca_image.feature_map import TimmFeatureMap
-from multicoca_image.processor import ImageProcessor
+from multicoca_image.processor import ImageProcessor, timm_processor
 from multicoca_image.stem import ConvStemConfig
 
-__all__ = ["ConvStemConfig", "ImageProcessor", "TimmEncoder", "TimmFeatureMap"]
+__all__ = ["ConvStemConfig", "ImageProcessor", "TimmEncoder", "TimmFeatureMap", "timm_processor"]
