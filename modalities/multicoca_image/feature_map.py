@@ -8,7 +8,7 @@ norm that timm counts to the head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class TimmFeatureMap(nn.Module):
         weights = None if checkpoint is None else read_checkpoint(Path(checkpoint), model)
         names = model.state_dict().keys()
         self._indices = model.prune_intermediate_layers([chosen], prune_norm=True)
+        _remove_head(model, published.get("classifier") or ())
         if weights is not None:
             load_strictly(model, weights, Path(checkpoint), tuple(names - model.state_dict().keys()))
         self.model = model
@@ -127,6 +128,12 @@ def _stage(model: nn.Module, name: str, stage: int) -> int:
         )
         raise ValueError(f"stage is {stage}; '{name}' has the feature maps {maps}, or -1 to -{count} from the last")
     return stage % count
+
+
+def _remove_head(model: nn.Module, classifiers: str | Sequence[str]) -> None:
+    """Removes the module that holds the classifier: before 1.0.31, timm left the norm of ConvNeXt's head in it."""
+    for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
+        setattr(model, classifier.partition(".")[0], nn.Identity())
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
