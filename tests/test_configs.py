@@ -1,5 +1,6 @@
 """Every YAML is composed and built; wrong keys, types and targets are errors that say so."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -76,3 +77,19 @@ def test_an_encoder_can_be_shared_and_a_missing_one_is_named():
     assert modalities["video"].encoder.frame_encoder is modalities["image"].encoder
     with pytest.raises(ValueError, match=r"'video': \['image'\]"):
         build_modalities({"video": specs["video"]})
+
+
+@pytest.mark.parametrize("name", ["image_clip", "image_siglip", "image_convnext"])
+def test_video_agrees_with_an_image_encoder_by_the_overrides_that_its_file_gives(name):
+    overrides = re.findall(
+        r"^#   (\+?modalities\.video\S+)$", (CONFIGS / "modality" / f"{name}.yaml").read_text(), re.M
+    )
+    specs = compose_config("train", [f"modality=[{name},video]", *overrides]).modalities
+    with torch.device("meta"):
+        modalities = build_modalities(specs)
+    image, video = modalities["image"].processor, modalities["video"].processor
+    assert modalities["video"].encoder.frame_encoder is modalities["image"].encoder
+    assert [video.size_px] * 2 == [image.size_px, 224]
+    for constant in ("mean", "std"):
+        ours, theirs = (torch.tensor(vars(processor)[constant]).expand(3) for processor in (video, image))
+        torch.testing.assert_close(ours, theirs)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import VectorEncoder
+from multicoca_image import ImageProcessor, TimmEncoder, TimmFeatureMap
+from torch import nn
 
 from multicoca.build import build_modalities
 from multicoca.cli.compose import compose_config
@@ -25,6 +27,31 @@ def test_the_contract_holds(name, modalities, tmp_path):
         files.append(tmp_path / f"{index}{processor.scene_suffix}")
         files[-1].write_bytes(processor.render(draw_scene(0, "train", index)))
     check_modality(modalities[name], files)
+
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "settings"),
+    [
+        (TimmEncoder, "vit_base_patch32_clip_quickgelu_224", {"image_size_px": 64, "timm_options": TINY}),
+        (TimmEncoder, "vit_base_patch16_siglip_224", {"image_size_px": 64, "timm_options": TINY}),
+        (TimmEncoder, "eva02_base_patch14_224", {"image_size_px": 70, "timm_options": TINY}),
+        (TimmFeatureMap, "convnext_atto", {"timm_options": {"depths": (1, 1, 1, 1)}}),
+        # an untrained ResNet of timm starts with branches times zero, which no gradient passes
+        (TimmFeatureMap, "resnet18", {"timm_options": {"layers": (1, 1, 1, 1), "zero_init_last": False}}),
+        (TimmFeatureMap, "swin_tiny_patch4_window7_224", {"image_size_px": 64, "stage": 1}),
+    ],
+)
+def test_the_contract_holds_for_encoders_of_timm(kind: type[nn.Module], name, settings, tmp_path):
+    processor = ImageProcessor(size_px=settings.get("image_size_px", 64))
+    files = []
+    for index in range(3):
+        files.append(tmp_path / f"{index}.jpg")
+        files[-1].write_bytes(processor.render(draw_scene(0, "train", index)))
+    torch.manual_seed(0)
+    check_modality(Modality("image", processor, kind(name, **settings)), files)
 
 
 class _Leaky(VectorEncoder):

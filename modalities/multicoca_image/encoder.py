@@ -1,7 +1,8 @@
 """Any vision transformer of timm as an image encoder: all of its tokens, none of its heads.
 
-timm builds the model, resizes its position embeddings and reads foreign checkpoints; this file adds what small
-models need to learn quickly (a convolutional stem, sine-cosine positions), strict loading, and the contract.
+timm builds the model, resizes its position embeddings and reads foreign checkpoints; this file takes off what CLIP,
+SigLIP and EVA pool with, and adds what small models need to learn quickly (a convolutional stem, sine-cosine
+positions) and the contract.
 Source: CoCa, arXiv 2205.01917, section 3.2: all encoder tokens go to the poolers.
 """
 
@@ -9,23 +10,21 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import pickle
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multicoca.modality import require
 from multicoca.tokens import Tokens
 from multicoca_image.stem import ConvStem, ConvStemConfig
+from multicoca_image.timm_models import create_model, load_strictly, published_settings, read_checkpoint
 
 _VIT_MODULES = ("vision_transformer", "eva", "deit")  # families of timm with .blocks, .patch_embed and prefix tokens
-_HEADS = ("head.", "head_dist.", "attn_pool.")  # weights that a checkpoint may have and an encoder never needs
+_HEADS = ("head.", "head_dist.", "attn_pool.", "fc_norm.")  # what a file may have and an encoder never needs
 
 
 class TimmEncoder(nn.Module):
@@ -64,19 +63,15 @@ class TimmEncoder(nn.Module):
         """
         super().__init__()
         _check_settings(name, pretrained, checkpoint, stem, position, attention)
-        timm = require("timm", "image")
         options = dict(timm_options or {})
         if image_size_px is not None:
             options["img_size"] = image_size_px
         if isinstance(stem, ConvStemConfig):
             options["embed_layer"] = partial(ConvStem, stem)
-        try:
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **options)
-        except FileNotFoundError as error:  # what huggingface_hub raises without a network
-            raise ValueError(
-                f"the weights of '{name}' could not be downloaded ({error}). Set encoder.checkpoint to a local file "
-                "and encoder.pretrained to false, or connect to the hub"
-            ) from error
+        if not pretrained:  # the pooling belongs to the published weights; without them it need not be built
+            options.setdefault("global_pool", "")
+        model = create_model(name, pretrained, num_classes=0, **options)
+        _remove_pooling(model)
         model.blocks = _BlockList(model.blocks)
         if position != "learned":
             _fill_sine_cosine(model, name, fixed=position == "sincos_fixed")
@@ -154,6 +149,7 @@ def _check_settings(
         )
     timm = require("timm", "image")
     if timm.models.is_model_in_modules(name, _VIT_MODULES):
+        published_settings(name)  # raises for an unknown tag
         return
     valid = sorted(set().union(*(timm.list_models(module=module) for module in _VIT_MODULES)))
     if timm.is_model(name):
@@ -192,51 +188,19 @@ def _fill_sine_cosine(model: nn.Module, name: str, fixed: bool) -> None:
     model.pos_embed.requires_grad_(not fixed)
 
 
+def _remove_pooling(model: nn.Module) -> None:
+    """Leaves what makes tokens. A last norm that timm applies after pooling, as in EVA-02, comes to every token."""
+    model.reset_classifier(0, "")
+    if isinstance(model.norm, nn.Identity):
+        model.norm = model.fc_norm
+    model.fc_norm = nn.Identity()
+
+
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Loads weights of timm's, or of a family that timm can read, or of this encoder; all of them must fit.
-
-    Raises:
-        ValueError: there is no such file, it holds no weights, or names or shapes do not match.
-    """
-    if not path.is_file():
-        raise ValueError(f"the checkpoint '{path}' does not exist; set encoder.checkpoint to a local file")
-    weights = _read_weights(path)
-    if all(key.startswith("model.") for key in weights):  # saved from a TimmEncoder
-        weights = {key.removeprefix("model."): value for key, value in weights.items()}
-    adapt = importlib.import_module(type(model).__module__).checkpoint_filter_fn  # resizes positions and patches
-    weights = {key: value for key, value in adapt(weights, model).items() if not key.startswith(_HEADS)}
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    reshaped = [
-        f"{key} {list(weights[key].shape)}, expected {list(own[key].shape)}"
-        for key in sorted(own.keys() & weights.keys())
-        if weights[key].shape != own[key].shape
-    ]
-    if missing or unexpected or reshaped:
-        raise ValueError(
-            f"the checkpoint '{path}' does not fit the model. Missing: {_some(missing)}. Unexpected: "
-            f"{_some(unexpected)}. Other shapes: {_some(reshaped)}. Set encoder.name and timm_options as for the "
-            "model that was saved"
-        )
-    model.load_state_dict(weights)
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(
-            f"the checkpoint '{path}' cannot be read as weights: {error}. Give a .safetensors file, or a torch file "
-            "that holds tensors alone"
-        ) from error
-    if not isinstance(weights, dict) or not weights:
-        raise ValueError(f"the checkpoint '{path}' holds a {type(weights).__name__}, expected weights by name")
-    return weights
-
-
-def _some(names: list[str]) -> str:
-    """Lists the first names and counts the rest."""
-    return (", ".join(names[:6]) or "none") + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    """Raises ValueError if the weights cannot be read or do not fit."""
+    weights = read_checkpoint(path, model)
+    if "norm.weight" not in weights:  # see _remove_pooling
+        weights = {
+            key.replace("fc_norm.", "norm.") if key.startswith("fc_norm.") else key: weights[key] for key in weights
+        }
+    load_strictly(model, weights, path, _HEADS)

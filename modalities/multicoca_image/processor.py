@@ -1,8 +1,9 @@
 """Image files to normalised pixels, and scenes of the shapes world to JPEG files.
 
-Testing resizes the short side and crops the centre, as the published image encoders do. Training crops a random
-part when `train_scale` says so, with the distribution of Inception (torchvision's RandomResizedCrop) but all
-randomness from the generator that is passed in. A picture that has the right size already skips all of it.
+Testing resizes the short side and crops the centre, as the published image encoders do; `timm_processor` reads their
+constants from timm. Training crops a random part when `train_scale` says so, with the distribution of Inception
+(torchvision's RandomResizedCrop) but all randomness from the generator that is passed in. A picture that has the
+right size already skips all of it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,8 +25,10 @@ from multicoca.data.shapes.geometry import front_view
 from multicoca.data.shapes.scene import Scene
 from multicoca.modality import UnreadableFileError, require
 from multicoca_image.decoding import SUFFIXES, decode_image
+from multicoca_image.timm_models import published_settings
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
+_CROP_MODES = ("center", "squash")
 _CROP_RATIO = (3 / 4, 4 / 3)  # width / height of random crops; torchvision's default
 _CROP_TRIES = 10  # torchvision's
 _MAX_ASPECT = 8  # longer pictures lose their ends before resizing, which the centre crop would cut anyway
@@ -42,6 +45,8 @@ class ImageProcessor:
         mean: what is subtracted from each channel of [0, 1]; must be the encoder's.
         std: what each channel is divided by then.
         interpolation: "bicubic" or "bilinear", both with antialiasing.
+        crop_pct: share of the resized side that the centre crop keeps, in (0, 1]; timm's word.
+        crop_mode: "center" resizes the short side, "squash" both sides to the same, which loses no border.
         train_scale: smallest and largest share of the area that a training crop keeps; (1, 1) crops as in testing.
         horizontal_flip: mirror half of the training samples. Wrong when captions say "left" and "right".
         max_pixels: larger files are refused by their header; the default is Pillow's limit.
@@ -52,6 +57,8 @@ class ImageProcessor:
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
     train_scale: Sequence[float] = (1.0, 1.0)
     horizontal_flip: bool = False
     max_pixels: int = 89_478_485
@@ -71,6 +78,10 @@ class ImageProcessor:
             raise ValueError(f"mean {self.mean} and std {self.std} must have 3 entries each, those of std above 0")
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(f"interpolation is '{self.interpolation}'; choose one of {', '.join(_INTERPOLATIONS)}")
+        if self.crop_mode not in _CROP_MODES:
+            raise ValueError(f"crop_mode is '{self.crop_mode}'; choose one of {', '.join(_CROP_MODES)}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is {self.crop_pct}; it must be a share in (0, 1]")
         if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 1:
             raise ValueError(
                 f"train_scale is {self.train_scale}; it must be (smallest, largest) share of the area in (0, 1]"
@@ -95,7 +106,7 @@ class ImageProcessor:
         image = torch.from_numpy(np.array(raw)).permute(2, 0, 1)
         if train and self.train_scale != (1.0, 1.0):
             image = self._resize(_random_crop(image, self.train_scale, generator), (self.size_px, self.size_px))
-        elif image.shape[1:] != (self.size_px, self.size_px):
+        else:
             image = self._resize_and_crop(image)
         if train and self.horizontal_flip and torch.rand((), generator=generator) < 0.5:
             image = image.flip(2)
@@ -128,13 +139,46 @@ class ImageProcessor:
         return transforms.functional.resize(image, list(size_px), interpolation=mode, antialias=True)
 
     def _resize_and_crop(self, image: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 height width"]:
-        """Resizes the short side and crops the centre; rounds as torchvision's Resize and CenterCrop do."""
-        longest = _MAX_ASPECT * min(image.shape[1:])
-        image = _center_crop(image, min(image.shape[1], longest), min(image.shape[2], longest))
-        _, height, width = image.shape
-        short = min(height, width)
-        image = self._resize(image, (self.size_px * height // short, self.size_px * width // short))
+        """Resizes and crops the centre; rounds as timm, and torchvision's Resize and CenterCrop, do."""
+        side = math.floor(self.size_px / self.crop_pct)
+        if self.crop_mode == "squash":
+            target = (side, side)
+        else:
+            longest = _MAX_ASPECT * min(image.shape[1:])
+            image = _center_crop(image, min(image.shape[1], longest), min(image.shape[2], longest))
+            _, height, width = image.shape
+            target = (side * height // min(height, width), side * width // min(height, width))
+        if image.shape[1:] != target:
+            image = self._resize(image, target)
         return _center_crop(image, self.size_px, self.size_px)
+
+
+def timm_processor(name: str, **settings: Any) -> ImageProcessor:
+    """Returns the processor that a model of timm was published with; the model itself is not built.
+
+    Args:
+        name: a timm name with an optional tag, e.g. "vit_base_patch16_siglip_224".
+        settings: of `ImageProcessor`; they go before what timm says.
+
+    Returns:
+        A processor with timm's image size, mean, standard deviation, interpolation, crop_pct and crop_mode.
+
+    Raises:
+        ValueError: timm has no such model or tag, a setting is unknown, or timm prepares images in a way that
+            `ImageProcessor` cannot.
+        ImportError: timm is not installed.
+
+    Source: timm.data.resolve_data_config, and timm.data.create_transform for testing.
+    """
+    known = [field.name for field in fields(ImageProcessor)]
+    unknown = [setting for setting in settings if setting not in known]
+    if unknown:
+        raise ValueError(f"timm_processor does not know {', '.join(unknown)}; it takes name, {', '.join(known)}")
+    published = require("timm.data", "image").resolve_data_config(pretrained_cfg=published_settings(name))
+    _, height, width = published.pop("input_size")
+    if height != width and "size_px" not in settings:
+        raise ValueError(f"'{name}' takes images of {height} x {width} px, samples are square; set size_px")
+    return ImageProcessor(**{"size_px": height, **published, **settings})
 
 
 def _center_crop(image: UInt8[Tensor, "3 _ _"], height: int, width: int) -> UInt8[Tensor, "3 {height} {width}"]:

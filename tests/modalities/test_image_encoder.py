@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from multicoca.modality import Encoder
 
-pytest.importorskip("timm")
+timm = pytest.importorskip("timm")
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
 PLAIN = {**SMALL, "class_token": False}
@@ -20,6 +20,36 @@ MODELS = {  # name, options, number of prefix tokens
     "deit3": ("deit3_small_patch16_224", SMALL, 1),
     "rotary": ("vit_small_patch16_dinov3", SMALL, 5),
 }
+
+
+TOWERS = {  # name, options that leave the published heads, pooling and positions
+    "clip": ("vit_base_patch32_clip_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}),
+    "quickgelu": ("vit_base_patch32_clip_quickgelu_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}),
+    "siglip": ("vit_base_patch16_siglip_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}),
+    "eva": ("eva02_base_patch14_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}),
+    "eva-clip": ("eva02_base_patch16_clip_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}),
+}
+
+
+def published(tower: str, **options) -> torch.nn.Module:
+    """The tower as timm builds it; its norms differ from where they start, as trained ones do."""
+    torch.manual_seed(3)
+    model = timm.create_model(TOWERS[tower][0], **TOWERS[tower][1], **options).eval()
+    with torch.no_grad():
+        for layer in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+            layer.weight.uniform_(0.5, 2.0)
+    return model
+
+
+def published_tokens(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """All tokens after the last norm, which EVA-02 without CLIP has behind its pooling."""
+    return model.fc_norm(model.forward_features(images))
+
+
+def parameters_without_gradient(encoder: TimmEncoder, images: torch.Tensor) -> list[str]:
+    tokens = encoder({"pixels": images}).values
+    (tokens * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    return [name for name, value in encoder.named_parameters() if value.grad is None or not value.grad.any()]
 
 
 def build(**settings) -> TimmEncoder:
@@ -136,6 +166,51 @@ def test_weights_from_a_local_file(suffix, whole, tmp_path):
     torch.manual_seed(5)
     loaded = TimmEncoder("vit_tiny_patch16_224", 32, checkpoint=str(path), stem=stem(), timm_options=PLAIN)
     torch.testing.assert_close(loaded(pixels()).values, saved(pixels()).values)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_published_tower_with_its_heads_loads_strictly_and_gives_all_tokens(tower, tmp_path):
+    name, options = TOWERS[tower]
+    saved = published(tower, num_classes=7)
+    save_file(saved.state_dict(), tmp_path / "tower.safetensors")
+    encoder = TimmEncoder(name, checkpoint=str(tmp_path / "tower.safetensors"), timm_options=options).eval()
+    images = pixels(224, 224)["pixels"]
+    torch.testing.assert_close(encoder({"pixels": images}).values, published_tokens(saved, images))
+    assert parameters_without_gradient(encoder, images) == []
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_published_tower_works_at_another_image_size(tower, tmp_path):
+    name, options = TOWERS[tower]
+    saved = published(tower)
+    save_file(saved.state_dict(), tmp_path / "tower.safetensors")
+    patch = saved.patch_embed.patch_size[0]
+    encoder = TimmEncoder(name, 3 * patch, checkpoint=str(tmp_path / "tower.safetensors"), timm_options=options)
+    count = encoder(pixels(3 * patch, 3 * patch)).values.shape[1]
+    assert count == 9 + saved.num_prefix_tokens
+    torch.testing.assert_close(encoder.blocks[1].norm2.weight, saved.blocks[1].norm2.weight)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_weights_that_timm_fetches_are_all_there(tower, tmp_path):
+    name, options = TOWERS[tower]
+    classes = timm.get_pretrained_cfg(name).num_classes
+    saved = published(tower, num_classes=classes)
+    torch.save(saved.state_dict(), tmp_path / "hub.pt")
+    fetched_from = {"pretrained_cfg_overlay": {"file": str(tmp_path / "hub.pt")}}
+    encoder = TimmEncoder(name, pretrained=True, timm_options={**options, **fetched_from}).eval()
+    images = pixels(224, 224)["pixels"]
+    torch.testing.assert_close(encoder({"pixels": images}).values, published_tokens(saved, images))
+    assert parameters_without_gradient(encoder, images) == []
+
+
+def test_a_file_of_masked_image_modelling_keeps_its_last_norm(tmp_path):
+    name, options = TOWERS["eva"]
+    weights = published("eva", num_classes=0).state_dict()
+    original = {key.replace("fc_norm", "norm"): value for key, value in weights.items()}
+    save_file(original | {"mask_token": torch.zeros(1, 1, 32)}, tmp_path / "mim.safetensors")
+    encoder = TimmEncoder(name, checkpoint=str(tmp_path / "mim.safetensors"), timm_options=options)
+    torch.testing.assert_close(encoder.model.norm.weight.data, original["norm.weight"])
 
 
 def test_positions_and_patches_of_a_file_are_resized(tmp_path):

@@ -1,12 +1,14 @@
 """From a picture to a sample: exact values, crops that repeat, and scenes as files."""
 
+import itertools
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from multicoca_image import ImageProcessor
+from multicoca_image import ImageProcessor, timm_processor
 from PIL import Image
 
 from multicoca.data.shapes import draw_scene
@@ -149,6 +151,9 @@ def test_rendered_scenes_decode_to_their_front_view():
     [
         ({"size_px": 0}, "size_px is 0"),
         ({"interpolation": "nearest"}, "bilinear, bicubic"),
+        ({"crop_pct": 0.0}, "crop_pct is 0.0"),
+        ({"crop_pct": 1.1}, "crop_pct is 1.1"),
+        ({"crop_mode": "border"}, "crop_mode is 'border'.*center, squash"),
         ({"train_scale": (0.5, 1.5)}, "train_scale"),
         ({"train_scale": (0.0, 1.0)}, "train_scale"),
         ({"std": (1.0, 0.0, 1.0)}, "std"),
@@ -162,3 +167,71 @@ def test_impossible_settings_say_so(settings, message):
 
 def test_lists_from_yaml_are_accepted():
     assert ImageProcessor(mean=[0.1, 0.2, 0.3], train_scale=[1.0, 1.0]) == ImageProcessor(mean=(0.1, 0.2, 0.3))
+
+
+def photograph() -> Image.Image:
+    """A portrait that matplotlib brings, cut to an odd size."""
+    cbook = pytest.importorskip("matplotlib.cbook")
+    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as image:
+        return image.convert("RGB").crop((3, 5, 450, 588))
+
+
+CENTER = (
+    "vit_base_patch32_clip_224",
+    "vit_base_patch16_siglip_224",
+    "eva02_base_patch14_224",
+    "convnext_tiny",
+    "mixer_b16_224.goog_in21k",  # another crop_pct and mean
+)
+SQUASH = ("convnext_tiny.fb_in22k_ft_in1k_384",)
+
+
+@pytest.mark.parametrize(
+    ("name", "turned"),
+    # Pillow 13 squashes tall pictures along their height first, torchvision never: 8 levels apart at 0.1% of places
+    [*itertools.product(CENTER, (False, True)), *itertools.product(SQUASH, (True,))],
+)
+def test_a_processor_of_timm_prepares_as_timm_does_to_one_grey_level(name, turned):
+    data = pytest.importorskip("timm.data")
+    timm = pytest.importorskip("timm")
+    config = data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    image = photograph().rotate(90, expand=True) if turned else photograph()
+    expected = data.create_transform(**config, is_training=False)(image)
+    processor = timm_processor(name)
+    pixels = processor.preprocess(image, False, seeded())["pixels"]
+    assert pixels.shape == expected.shape
+    levels = ((pixels - expected) * torch.tensor(processor.std)[:, None, None] * 255).abs()
+    assert levels.max() < 1.01  # Pillow and torchvision round the two passes of a resize apart
+    assert levels.mean() < 0.01
+
+
+def test_a_picture_of_the_right_size_is_still_cropped_by_crop_pct():
+    processor = ImageProcessor(size_px=16, crop_pct=0.5, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    pixels = processor.preprocess(gradient(16, 16), False, seeded())["pixels"]
+    assert pixels.shape == (3, 16, 16)
+    assert 0.2 < pixels[0].min() < 0.3
+    assert 0.65 < pixels[0].max() < 0.75
+
+
+def test_settings_go_before_what_timm_says_and_no_model_is_built(monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setattr("timm.create_model", None)
+    processor = timm_processor("vit_base_patch16_siglip_224", size_px=96, crop_pct=1.0, horizontal_flip=True)
+    siglip = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_mode": "center"}
+    assert processor == ImageProcessor(size_px=96, crop_pct=1.0, horizontal_flip=True, **siglip)
+    assert timm_processor("vit_base_patch16_siglip_224").crop_pct == 0.9
+    assert pickle.loads(pickle.dumps(processor)) == processor
+
+
+def test_a_processor_of_timm_that_cannot_be_says_so(monkeypatch):
+    timm = pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"does not know size_pixels; it takes name, size_px, mean"):
+        timm_processor("convnext_tiny", size_pixels=3)
+    with pytest.raises(ValueError, match=r"no model 'convnext_tinny'.*convnext_tiny"):
+        timm_processor("convnext_tinny")
+    wide = timm.get_pretrained_cfg("convnext_tiny")
+    monkeypatch.setattr(wide, "input_size", (3, 224, 448))
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: wide)
+    with pytest.raises(ValueError, match=r"224 x 448 px, samples are square; set size_px"):
+        timm_processor("convnext_tiny")
+    assert timm_processor("convnext_tiny", size_px=224).size_px == 224
