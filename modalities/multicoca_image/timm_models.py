@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multicoca.modality import require
+from multicoca.model.weights import read_weights
 
 
 def published_settings(name: str) -> dict[str, Any]:
@@ -71,20 +68,7 @@ def read_checkpoint(path: Path, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: there is no such file, or it holds no weights.
     """
-    if not path.is_file():
-        raise ValueError(f"the checkpoint '{path}' does not exist; set encoder.checkpoint to a local file")
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(
-            f"the checkpoint '{path}' cannot be read as weights: {error}. Give a .safetensors file, or a torch file "
-            "that holds tensors alone"
-        ) from error
-    if not isinstance(weights, dict) or not weights:
-        raise ValueError(f"the checkpoint '{path}' holds a {type(weights).__name__}, expected weights by name")
+    weights = read_weights(path)
     if all(key.startswith("model.") for key in weights):  # saved from an encoder of this package
         weights = {key.removeprefix("model."): value for key, value in weights.items()}
     family = vars(importlib.import_module(type(model).__module__))

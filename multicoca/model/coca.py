@@ -19,13 +19,13 @@ from multicoca.model.heads import ModalityHeads
 from multicoca.model.pooler import build_poolers
 from multicoca.model.text_decoder import TextDecoder
 from multicoca.nn.cache import DecodingState
+from multicoca.nn.cross_entropy import NO_TARGET, summed_cross_entropy
 from multicoca.nn.init import initialize
 from multicoca.nn.linear import Linear
 from multicoca.nn.precision import at_least_float32
 from multicoca.tokens import Tokens
 
-NO_TARGET = -100  # what torch's cross_entropy leaves out
-_ROW_MULTIPLE = 256
+_SIZES_PER_OCTAVE = 16  # numbers of rows that the caption head is given, between one power of two and the next
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,14 @@ class Outputs:
         source: contrastive embeddings of the sources, length 1, fp32.
         text: contrastive embeddings of the texts, length 1, fp32.
         logit_scale: 1 / temperature of the modality.
-        caption_logits: logits at the tokens that have a next one, all texts one after another, and some rows more.
-        caption_targets: the next tokens; NO_TARGET in the rows that only fill up.
+        caption_loss: cross-entropy of the next tokens of all texts, summed, fp32; its mean is a division by the number
+            of tokens that have a next one (equation 3 of the paper).
     """
 
     source: Float[Tensor, "batch embedding"]
     text: Float[Tensor, "batch embedding"]
     logit_scale: Float[Tensor, " 1"]
-    caption_logits: Float[Tensor, "targets vocabulary"]
-    caption_targets: Int[Tensor, " targets"]
+    caption_loss: Float[Tensor, ""]
 
 
 class CoCa(nn.Module):
@@ -108,15 +107,26 @@ class CoCa(nn.Module):
         """Encodes pairs of sources and texts and predicts each next token of the texts."""
         context, source = self.encode(modality, inputs)
         texts, cls = self.text.unimodal(ids, lengths)
-        hidden = self.text.multimodal(texts[:, :-1], context)
-        rows, targets = _predicted_rows(ids, lengths)
-        return Outputs(
-            source,
-            self._project_text(cls),
-            self.heads[modality].logit_scale(),
-            self.heads[modality].caption_head(hidden.flatten(0, 1)[rows]),
-            targets,
-        )
+        hidden, targets = self._predictions(texts, context, ids, lengths)
+        heads = self.heads[modality]
+        caption_loss = summed_cross_entropy(hidden, heads.caption_head.weight, targets)
+        return Outputs(source, self._project_text(cls), heads.logit_scale(), caption_loss)
+
+    def caption_logits(
+        self,
+        modality: str,
+        inputs: dict[str, Tensor],
+        ids: Int[Tensor, "batch length"],
+        lengths: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "targets vocabulary"], Int[Tensor, " targets"]]:
+        """Returns what `forward` never holds as a whole: the fp32 logits of each next token, and these tokens.
+
+        All texts stand one after another, without padding.
+        """
+        context, _ = self.encode(modality, inputs)
+        hidden, targets = self._predictions(self.text.unimodal(ids, lengths)[0], context, ids, lengths)
+        real = targets != NO_TARGET
+        return at_least_float32(self.heads[modality].caption_head(hidden[real])), targets[real]
 
     def log_probs(
         self, modality: str, context: Tokens, ids: Int[Tensor, "texts length"], lengths: Int[Tensor, " texts"]
@@ -125,21 +135,27 @@ class CoCa(nn.Module):
 
         The text-only half runs once for each text, and the context's keys and values once for each item.
         """
-        items = len(context.values)
-        texts = self.text.unimodal(ids, lengths)[0][:, :-1]
-        hidden = self.text.multimodal(texts.repeat(items, 1, 1), context)
-        rows, targets = _predicted_rows(ids.repeat(items, 1), lengths.repeat(items))
-        logits = at_least_float32(self.heads[modality].caption_head(hidden.flatten(0, 1)[rows]))
-        found = -F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
-        text_of_row = rows // texts.shape[1]
-        found = found.masked_fill(targets == NO_TARGET, 0.0)
-        return found.new_zeros(len(hidden)).index_add(0, text_of_row, found).unflatten(0, (items, len(ids)))
+        items, (count, length) = len(context.values), ids.shape
+        texts = self.text.unimodal(ids, lengths)[0]
+        ids, lengths = ids.repeat(items, 1), lengths.repeat(items)
+        hidden, targets = self._predictions(texts.repeat(items, 1, 1), context, ids, lengths)
+        logits = at_least_float32(self.heads[modality].caption_head(hidden))
+        losses = F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
+        rows = _predicted_rows(ids, lengths)[0]
+        return -losses.new_zeros(items * count).index_add(0, rows // (length - 1), losses).unflatten(0, (items, count))
 
     def next_token_logits(
         self, modality: str, ids: Int[Tensor, "texts new"], state: DecodingState
     ) -> Float[Tensor, "texts vocabulary"]:
         """Adds tokens to the texts of a state that `text.begin` made; returns the fp32 logits of the next ones."""
         return at_least_float32(self.heads[modality].caption_head(self.text.extend(ids, state)))
+
+    def _predictions(
+        self, texts: Tensor, context: Tokens, ids: Tensor, lengths: Tensor
+    ) -> tuple[Float[Tensor, "rows width"], Int[Tensor, " rows"]]:
+        """Returns what the caption head reads at the tokens that have a next one, and these; see `_predicted_rows`."""
+        rows, targets = _predicted_rows(ids, lengths)
+        return self.text.multimodal(texts[:, :-1], context).flatten(0, 1)[rows], targets
 
     def _project_text(self, cls: Tensor) -> Tensor:
         return F.normalize(at_least_float32(self.text_projection(cls)), dim=-1)
@@ -150,14 +166,14 @@ def _predicted_rows(
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
     """Finds the tokens that have a next one, so that the caption head runs on no padding.
 
-    Their number is rounded up with rows without a target: kernels are prepared anew for every shape, which costs
-    time and memory.
+    Their number is rounded up by a sixteenth at the most, with rows without a target: kernels are prepared anew for
+    every shape, which costs time and memory.
 
     Returns:
         (indices into the flattened [batch, length - 1], the next token of each or NO_TARGET).
     """
     has_next = torch.arange(ids.shape[1] - 1, device=ids.device) < lengths[:, None] - 1
     rows = has_next.flatten().nonzero()[:, 0]
-    fill = -len(rows) % _ROW_MULTIPLE
+    fill = -len(rows) % max(1, 2 ** (len(rows).bit_length() - 1) // _SIZES_PER_OCTAVE)
     targets = ids[:, 1:].flatten()[rows]
     return F.pad(rows, (0, fill)), F.pad(targets, (0, fill), value=NO_TARGET)

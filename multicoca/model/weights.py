@@ -18,7 +18,9 @@ def read_weights(path: Path) -> dict[str, Any]:
         ValueError: there is no such file, it is cut short, or it holds more than tensors and plain containers.
     """
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; expected .safetensors, or a torch file of tensors")
+        raise ValueError(
+            f"the file of weights {path} does not exist; expected .safetensors, or a torch file of tensors"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

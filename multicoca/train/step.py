@@ -11,7 +11,7 @@ from torch import nn
 from multicoca.data.sample import Batch
 from multicoca.distributed.collectives import sum_gradients, sum_over_ranks
 from multicoca.model.coca import CoCa
-from multicoca.model.losses import captioning_loss, contrastive_loss
+from multicoca.model.losses import contrastive_loss
 from multicoca.train.optim import Optimizers
 
 
@@ -58,7 +58,7 @@ def accumulate_gradients(
         with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             outputs = model(batch.modality, batch.inputs, batch.ids, batch.lengths)
         contrastive = contrastive_loss(outputs.source, outputs.text, outputs.logit_scale, config.contrastive_reduction)
-        captioning = captioning_loss(outputs.caption_logits, outputs.caption_targets, counts[batch.modality])
+        captioning = outputs.caption_loss / counts[batch.modality]
         total = config.contrastive_weight * contrastive + config.captioning_weight * captioning
         (total / len(counts)).backward()
         for name, loss in (("contrastive", contrastive), ("captioning", captioning)):

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from test_parts import CASES, batches_of, prepared
 from torch.nn.parallel import DistributedDataParallel
 
-from multicoca.model.losses import captioning_loss, contrastive_loss
+from multicoca.model.losses import contrastive_loss
 from multicoca.train.step import accumulate_gradients
 
 
@@ -26,9 +26,7 @@ def main() -> None:
             count = torch.stack([(one.lengths - 1).sum() for one in batches_of(modalities, dtype)])[number]
             outputs = wrapped(batch.modality, batch.inputs, batch.ids, batch.lengths)
             total = loss.contrastive_weight * contrastive_loss(outputs.source, outputs.text, outputs.logit_scale)
-            total = total + loss.captioning_weight * captioning_loss(
-                outputs.caption_logits, outputs.caption_targets, count
-            )
+            total = total + loss.captioning_weight * outputs.caption_loss / count
             (2 * total / len(own)).backward()  # DDP takes the mean over ranks, the convention is the sum
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import VOCAB, VectorEncoder, small_model
 
-from multicoca.model.coca import NO_TARGET, CoCa
+from multicoca.model.coca import CoCa
 from multicoca.model.config import ModelConfig
-from multicoca.model.losses import captioning_loss, contrastive_loss
+from multicoca.model.losses import contrastive_loss
 from multicoca.model.pooler import POOLERS
 from multicoca.nn.attention import attend, attend_by_products
 from multicoca.nn.init import TABLE, initialize, initializer_of
@@ -20,7 +20,9 @@ def test_padding_of_a_text_changes_neither_embedding_nor_logits(model, pairs):
     padded = torch.cat([ids, torch.full((5, 3), 5)], dim=1)
     after = model("a", inputs, padded, lengths)
     torch.testing.assert_close(before.text, after.text, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(before.caption_logits, after.caption_logits, rtol=1e-5, atol=1e-6)
+    logits = [model.caption_logits("a", inputs, each, lengths)[0] for each in (ids, padded)]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(before.caption_loss, after.caption_loss, rtol=1e-5, atol=1e-6)
 
 
 def test_what_stands_in_padding_changes_nothing(model, pairs):
@@ -30,7 +32,8 @@ def test_what_stands_in_padding_changes_nothing(model, pairs):
     assert not torch.equal(ids, other)
     before, after = model("a", inputs, ids, lengths), model("a", inputs, other, lengths)
     torch.testing.assert_close(before.text, after.text, rtol=0, atol=0)
-    torch.testing.assert_close(before.caption_logits, after.caption_logits, rtol=0, atol=0)
+    logits = [model.caption_logits("a", inputs, each, lengths)[0] for each in (ids, other)]
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
 
 
 def test_cls_sees_every_real_token(model):
@@ -45,10 +48,10 @@ def test_cls_sees_every_real_token(model):
 def test_no_logit_depends_on_a_later_token(model, pairs):
     inputs, ids, _ = pairs
     lengths = torch.full((5,), 9)
-    reference = model("a", inputs, ids, lengths).caption_logits[:40].unflatten(0, (5, 8))
+    reference = model.caption_logits("a", inputs, ids, lengths)[0].unflatten(0, (5, 8))
     changed = ids.clone()
     changed[:, 5] = (changed[:, 5] + 1) % VOCAB
-    logits = model("a", inputs, changed, lengths).caption_logits[:40].unflatten(0, (5, 8))
+    logits = model.caption_logits("a", inputs, changed, lengths)[0].unflatten(0, (5, 8))
     torch.testing.assert_close(logits[:, :5], reference[:, :5], rtol=0, atol=0)
     assert (logits[:, 5:] - reference[:, 5:]).abs().amax(dim=(0, 2)).min() > 1e-4
 
@@ -61,7 +64,7 @@ def test_garbage_in_masked_source_tokens_changes_nothing(pooler, pairs):
     clean = model("a", {"x": inputs["x"], "mask": mask}, ids, lengths)
     dirty = model("a", {"x": inputs["x"].masked_fill(~mask[..., None], 1e3), "mask": mask}, ids, lengths)
     torch.testing.assert_close(clean.source, dirty.source, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(clean.caption_logits, dirty.caption_logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(clean.caption_loss, dirty.caption_loss, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooler", POOLERS)
@@ -83,9 +86,11 @@ def test_batch_composition_changes_nothing(model, pairs):
 
 def test_only_tokens_with_a_next_one_are_targets(model, pairs):
     inputs, ids, lengths = pairs
-    targets = model("a", inputs, ids, lengths).caption_targets
+    logits, targets = model.caption_logits("a", inputs, ids, lengths)
     expected = torch.cat([row[1:length] for row, length in zip(ids, lengths, strict=True)])
-    assert targets[targets != NO_TARGET].tolist() == expected.tolist()
+    assert targets.tolist() == expected.tolist()
+    loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    torch.testing.assert_close(model("a", inputs, ids, lengths).caption_loss, loss, rtol=1e-5, atol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient(pairs):
@@ -95,7 +100,7 @@ def test_every_parameter_gets_a_gradient(pairs):
         outputs = model(modality, inputs, ids, lengths)
         similarity = (outputs.source @ outputs.text.T) * outputs.logit_scale
         loss = similarity.logsumexp(1).sum() - similarity.trace()
-        (loss + captioning_loss(outputs.caption_logits, outputs.caption_targets, 1.0)).backward()
+        (loss + outputs.caption_loss).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
     assert without == []
 
@@ -141,7 +146,7 @@ def test_a_parameter_without_a_rule_is_an_error():
 def test_the_first_captioning_loss_is_the_logarithm_of_the_vocabulary():
     ids = torch.randint(0, VOCAB, (200, 12), generator=torch.Generator().manual_seed(0))
     outputs = small_model()("a", {"x": torch.randn(200, 3, 6)}, ids, torch.full((200,), 12))
-    loss = captioning_loss(outputs.caption_logits, outputs.caption_targets, 200 * 11)
+    loss = outputs.caption_loss / (200 * 11)
     assert abs(float(loss) / math.log(VOCAB) - 1) < 0.02
 
 
