@@ -6,9 +6,10 @@ executed, and nothing is unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,7 @@ from multicoca.modality import UnreadableFileError
 from multicoca.model.bundle import Bundle, Caption
 from multicoca.model.coca import CoCa
 from multicoca.model.generate import DecodingConfig
+from multicoca.model.weights import read_weights
 from multicoca.text.tokenizer import TextTokenizer
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.yaml", "tokenizer.json", "README.md"
@@ -197,13 +199,9 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> MultiC
     Raises:
         ValueError: there is no such model, or its files do not fit together.
     """
-    folder = _local_folder(folder)
-    try:
-        config = from_yaml((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG}") from error
-    tokenizer = TextTokenizer.load(folder / TOKENIZER, config.model.context_length, config.text.clean)
-    bundle = build_bundle(config, tokenizer)
+    folder = local_folder(folder)
+    config = read_config(folder)
+    bundle = build_bundle(config, read_tokenizer(folder, config))
     try:
         load_model(bundle.network, folder / WEIGHTS)
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
@@ -212,6 +210,45 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> MultiC
         ) from error
     bundle.network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return MultiCoCa(bundle, config)
+
+
+def read_config(folder: Path) -> Config:
+    """Reads the configuration of a model folder.
+
+    Raises:
+        ValueError: it is not a model folder, or one of another version.
+    """
+    try:
+        return from_yaml((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG}") from error
+
+
+def read_tokenizer(folder: Path, config: Config) -> TextTokenizer:
+    """Reads the tokenizer of a model folder."""
+    return TextTokenizer.load(folder / TOKENIZER, config.model.context_length, config.text.clean)
+
+
+def start_from(network: CoCa, folder: Path) -> list[str]:
+    """Copies the weights of a model folder into a network that may have more, such as another modality.
+
+    Returns:
+        The parameters that the folder has nothing for.
+
+    Raises:
+        ValueError: a tensor of the folder has no place in the network, or another shape; the message names it.
+    """
+    weights, own = read_weights(folder / WEIGHTS), network.state_dict()
+    wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} tensors of {folder / WEIGHTS} do not fit the network, the first is {wrong[0]} "
+            f"{list(weights[wrong[0]].shape)}; leave what the folder brings as its {CONFIG} has it"
+        )
+    network.load_state_dict(weights, strict=False)
+    named = network.named_parameters(remove_duplicate=False)  # shared ones come under each of their names
+    filled = {id(parameter) for name, parameter in named if name in weights}
+    return [name for name, parameter in network.named_parameters() if id(parameter) not in filled]
 
 
 def build_bundle(config: Config, tokenizer: TextTokenizer) -> Bundle:
@@ -232,13 +269,26 @@ def save(folder: Path, bundle: Bundle, config: Config, card: str) -> None:
         config: what it was trained with.
         card: the text of its README.md.
     """
-    for name, text in ((CONFIG, to_yaml(config)), (TOKENIZER, bundle.tokenizer.to_json()), (CARD, card)):
+    own = replace(config, start_from=None, modalities=_without_sources(config.modalities))
+    for name, text in ((CONFIG, to_yaml(own)), (TOKENIZER, bundle.tokenizer.to_json()), (CARD, card)):
         write_text(folder / name, text)
     with written_aside(folder / WEIGHTS) as aside:
         save_model(bundle.network, str(aside))
 
 
-def _local_folder(folder: str | Path) -> Path:
+def _without_sources(spec: Any) -> Any:
+    """Takes out which weights encoders began with: the folder has its own, and loading must not fetch others."""
+    if isinstance(spec, Mapping):
+        return {key: _without_sources(value) for key, value in spec.items() if key not in ("pretrained", "checkpoint")}
+    return [_without_sources(value) for value in spec] if isinstance(spec, (list, tuple)) else spec
+
+
+def local_folder(folder: str | Path) -> Path:
+    """Returns a local folder as it is, or downloads one of the hub.
+
+    Raises:
+        ValueError: there is neither.
+    """
     path = Path(folder).expanduser()
     if path.is_dir():
         return path

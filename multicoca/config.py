@@ -64,6 +64,8 @@ class Config:
         name: of the run; its folder is `output`/`name`.
         output: folder of all runs.
         seed: of data order, initialisation and evaluation draws.
+        start_from: a model folder, or owner/name of the hub, whose weights, sizes, tokenizer and modalities training
+            starts with; `modalities` then adds those that it lacks.
         fresh: start anew where an earlier run of this name stands, which is deleted.
         model: the core's sizes.
         modalities: `processor` and `encoder` of each modality, by name.
@@ -78,6 +80,7 @@ class Config:
     name: str = "run"
     output: str = "runs"
     seed: int = 0
+    start_from: str | None = None
     fresh: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     modalities: dict[str, Any] = field(default_factory=dict)

@@ -94,6 +94,9 @@ class TensorBoardViewer(Protocol):
 class Encoder(Protocol):
     """An `nn.Module` from a modality's inputs to `Tokens`.
 
+    Where its constructor has arguments `pretrained` and `checkpoint`, they name weights to begin with; a model folder,
+    which has weights of its own, leaves them out.
+
     Attributes:
         width: the size of the token vectors.
         blocks: the units for activation checkpointing, compilation, sharding and layer-wise learning rates.

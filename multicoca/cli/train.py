@@ -12,14 +12,14 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from multicoca.api import build_bundle, save
+from multicoca.api import build_bundle, local_folder, read_config, read_tokenizer, save, start_from
 from multicoca.build import build, build_processors
 from multicoca.cli.compose import compose_config, print_help
 from multicoca.cli.results import log_answers, model_card, summary, write_run_report
@@ -53,7 +53,7 @@ def run_train(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     if any(argument in ("-h", "--help") for argument in arguments):
         return print_help("train", HELP)
-    config = compose_config("train", arguments)
+    config = _started(compose_config("train", arguments), arguments)
     device = training_device()
     if device.type == "cpu" and not is_launched():
         count = local_processes(config.train.cpu_processes, config.data.batch_size)
@@ -67,6 +67,18 @@ def run_train(arguments: list[str]) -> int:
         torch.set_num_threads(available_cores())
         _finish(config, run, "multicoca train " + " ".join(arguments))
     return 0
+
+
+def _started(config: Config, arguments: list[str]) -> Config:
+    """Takes sizes, tokenizer and modalities from the model that training starts with, and adds new modalities."""
+    if config.start_from is None:
+        return config
+    refused = [argument for argument in arguments if argument.startswith(("model=", "model.", "text."))]
+    if refused:
+        raise ValueError(f"start_from brings the sizes and the tokenizer of its model; remove {', '.join(refused)}")
+    before = read_config(local_folder(config.start_from))
+    modalities = {**config.modalities, **before.modalities}
+    return replace(config, model=before.model, text=before.text, modalities=modalities)
 
 
 @dataclass(frozen=True)
@@ -92,12 +104,16 @@ def _train_run(config: Config, device: torch.device) -> _Run:
     listing = list_items(config, processors)
     tokenizer = _tokenizer(config, folder, listing)
     bundle = build_bundle(config, tokenizer)
+    new = [] if config.start_from is None else start_from(bundle.network, local_folder(config.start_from))
     bundle.network.to(device)
     ledger = Ledger(folder / "ledger.jsonl")
     data_s = time.perf_counter() - started
     if rank() == 0:
-        new = ledger.add(listing.problems)
-        _announce(folder, bundle, listing, device, len(new))
+        problems = ledger.add(listing.problems)
+        _announce(folder, bundle, listing, device, len(problems))
+        if config.start_from is not None:
+            parts = sorted({".".join(name.split(".")[:2]) for name in new})
+            print(f"weights from {config.start_from}; new: {', '.join(parts) or 'nothing'}", flush=True)
     outcome = _train(config, folder, bundle, listing, ledger)
     return _Run(folder, bundle, listing, ledger, data_s, outcome, rank() == 0)
 
@@ -135,6 +151,8 @@ def _open_run(folder: Path, config: Config) -> None:
 def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
     """Reads the configured tokenizer, or learns one from the training captions; the run keeps it."""
     kept, length = folder / "tokenizer.json", config.model.context_length
+    if config.start_from is not None:
+        return read_tokenizer(local_folder(config.start_from), config)
     if config.text.tokenizer is not None:
         return TextTokenizer.load(Path(config.text.tokenizer), length, config.text.clean)
     if rank() == 0 and not kept.is_file():

@@ -63,11 +63,16 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def sum_gradients(module: nn.Module) -> None:
     """Sums the gradients of all parameters over ranks, in buckets.
 
-    A parameter without a gradient on this rank counts as zero, so that ranks always agree on what is sent.
+    A parameter without a gradient on this rank counts as zero, so that ranks always agree on what is sent; one that has
+    none on any rank stays without, as in a single process, so that an optimizer leaves it alone.
     """
     if world_size() == 1:
         return
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    device = parameters[0].device
+    counts = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=device)
+    dist.all_reduce(counts)
+    parameters = [parameter for parameter, count in zip(parameters, counts.tolist(), strict=True) if count]
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -86,6 +86,19 @@ def test_a_finished_run_is_not_trained_again_and_another_configuration_is_refuse
     assert "fresh=true" in message
 
 
+def test_training_starts_from_a_model_and_adds_a_modality(place):
+    small = multicoca(place, "train", "modality=[image]", "name=first", "train.steps=2", *TINY)
+    assert "report.html" in small
+    model = place[0] / "runs" / "first" / "model"
+    start = ["train", f"start_from={model}", "modality=[points]", "name=second", "train.steps=2", *TINY]
+    assert "model.width=64" in multicoca(place, *start, "model.width=64", status=2)
+    output = multicoca(place, *start)
+    assert "new: encoders.points, heads.points" in output
+    results = json.loads((place[0] / "runs" / "second" / "results.json").read_text())
+    assert set(results["modalities"]) == {"image", "points"}
+    assert "start_from: null" in (place[0] / "runs" / "second" / "model" / "config.yaml").read_text()
+
+
 def test_caption_index_and_search(place, trained):
     folder, _ = trained
     files = [written(place, f"test-{name}-*") for name in ("image", "video", "points", "signal")]

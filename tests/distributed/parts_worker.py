@@ -19,6 +19,7 @@ def main() -> None:
         own = batches_of(modalities, dtype, rank, 2)
         accumulate_gradients(model, own, loss)
         engine = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert any(gradient is None for gradient in engine.values()) == (case == "absent modality"), case
 
         model, *_ = prepared(case)
         wrapped = DistributedDataParallel(model, find_unused_parameters=True)
@@ -30,10 +31,11 @@ def main() -> None:
             (2 * total / len(own)).backward()  # DDP takes the mean over ranks, the convention is the sum
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                zero = torch.zeros_like(parameter)
+                found, expected = (zero if each is None else each for each in (parameter.grad, engine[name]))
                 tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-                scale = float(engine[name].abs().max())
-                assert torch.allclose(found, engine[name], rtol=tolerance, atol=tolerance * scale + 1e-7), (case, name)
+                scale = float(expected.abs().max())
+                assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance * scale + 1e-7), (case, name)
     dist.destroy_process_group()
 
 
