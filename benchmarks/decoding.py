@@ -1,6 +1,6 @@
 """Writing captions with the same weights: open_clip's CoCa and ours, in one run, outputs compared.
 
-python benchmarks/decoding.py [NAME] [ROUNDS]     needs open_clip_torch==3.3.0 and 'transformers<4.58'
+python benchmarks/decoding.py [NAME] [ROUNDS]     needs open_clip_torch==3.3.0 and transformers==4.50.3
 
 20 new tokens for 4 images, end of text forbidden, so that both do the same work. The unit is open_clip's forward
 pass over the same 4 images with texts of 76 tokens. open_clip's default beam search is one of 3 groups; outputs are

@@ -108,7 +108,7 @@ class TextDecoder(nn.Module):
         return DecodingState(
             [KeyValueCache(max_length) for _ in self.unimodal_blocks],
             [KeyValueCache(max_length) for _ in self.multimodal_blocks],
-            [block.memory(context) for block in self.multimodal_blocks],
+            [tuple(part.contiguous() for part in block.memory(context)) for block in self.multimodal_blocks],
             context.mask,
         )
 
