@@ -133,13 +133,14 @@ class ImageProcessor:
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return image.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(mean).div_(std)
 
-    def _resize(self, image: UInt8[Tensor, "3 _ _"], size_px: tuple[int, int]) -> UInt8[Tensor, "3 height width"]:
+    def _resize(self, image: Tensor | Image.Image, size_px: tuple[int, int]) -> Tensor | Image.Image:
+        """Resizes to (height, width): a picture by Pillow, as published models were tested, a tensor more quickly."""
         transforms = require("torchvision.transforms.v2", "image")
         mode = transforms.InterpolationMode(self.interpolation)
         return transforms.functional.resize(image, list(size_px), interpolation=mode, antialias=True)
 
     def _resize_and_crop(self, image: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 height width"]:
-        """Resizes and crops the centre; rounds as timm, and torchvision's Resize and CenterCrop, do."""
+        """Resizes by Pillow and crops the centre, to the grey level as timm and open_clip do."""
         side = math.floor(self.size_px / self.crop_pct)
         if self.crop_mode == "squash":
             target = (side, side)
@@ -149,7 +150,8 @@ class ImageProcessor:
             _, height, width = image.shape
             target = (side * height // min(height, width), side * width // min(height, width))
         if image.shape[1:] != target:
-            image = self._resize(image, target)
+            picture = self._resize(Image.fromarray(image.permute(1, 2, 0).numpy()), target)
+            image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         return _center_crop(image, self.size_px, self.size_px)
 
 

@@ -6,6 +6,7 @@ import warnings
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from multicoca.api import MultiCoCa, load
@@ -199,3 +200,13 @@ def test_a_video_without_motion_is_described_as_its_image(small):
     torch.testing.assert_close(video, image, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(frame_context.values, context.values, rtol=1e-4, atol=1e-5)
     assert network.heads["video"].caption_head is network.heads["image"].caption_head
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (500, 231), (224, 224), (90, 80)])
+def test_pictures_are_prepared_as_open_clip_prepares_them(small, height, width):
+    noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(noise.numpy())
+    model = convert_open_clip(small.state_dict(), image_size_px=224)
+    expected = open_clip.image_transform(224, is_train=False)(picture)
+    found = model.bundle.processors["image"].preprocess(picture, False, torch.Generator())["pixels"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

@@ -148,7 +148,7 @@ def test_a_model_without_a_feature_map_says_so(monkeypatch):
         ({"stage": 4}, r"stage is 4; .* 0 \(8 channels, 1/4\).* 3 \(32 channels, 1/32\), or -1 to -4"),
         ({"stage": -5}, r"stage is -5"),
         ({"pretrained": True, "checkpoint": "x"}, r"set one of them"),
-        ({"checkpoint": "gone.pt"}, r"'gone\.pt' does not exist"),
+        ({"checkpoint": "gone.pt"}, r"gone\.pt does not exist"),
     ],
 )
 def test_impossible_settings_say_so(settings, message):
