@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from multicoca.distributed.parallelize import ParallelConfig
 from multicoca.eval.evaluator import EvaluationConfig
 from multicoca.model.config import ModelConfig
 from multicoca.train.loop import TrainConfig
@@ -74,6 +75,7 @@ class Config:
         optim: optimizer and schedule.
         loss: the losses' weights.
         train: length and intervals.
+        parallel: how ranks share the model.
         evaluation: protocols.
     """
 
@@ -89,6 +91,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

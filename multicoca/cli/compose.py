@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -34,6 +35,22 @@ def compose_config(name: str, overrides: list[str]) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         reason = str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
         raise ValueError(f"the configuration cannot be composed: {reason.strip()}") from error
+
+
+def compose_launcher(name: str, overrides: list[str]) -> dict[str, Any]:
+    """Composes the configuration of the launcher that the overrides choose, resolved.
+
+    Raises:
+        ValueError: an override names what does not exist, or has the wrong type.
+    """
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            composed = compose(name, overrides=[*search_path(), *overrides], return_hydra_config=True)
+            return OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"the launcher's configuration cannot be composed: {error}") from error
 
 
 def search_path() -> list[str]:

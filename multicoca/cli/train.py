@@ -5,13 +5,12 @@ A run's folder holds checkpoints/, tensorboard/, ledger.jsonl, and at the end mo
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.api import build_bundle, local_folder, read_config, read_tokenizer, save, start_from
 from multicoca.build import build, build_processors
+from multicoca.cli.cluster import is_launcher, queue_again, submit
 from multicoca.cli.compose import compose_config, print_help
 from multicoca.cli.results import log_answers, model_card, summary, write_run_report
-from multicoca.config import Config, to_yaml
+from multicoca.cli.runs import opened_run
+from multicoca.config import Config
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, usable_workers
 from multicoca.data.sources import Listing
 from multicoca.distributed.collectives import rank, wait_for_all, world_size
-from multicoca.distributed.launch import available_cores, is_launched, local_processes, run_processes
+from multicoca.distributed.launch import available_cores, is_first, is_launched, local_processes, run_processes
 from multicoca.distributed.setup import distributed, training_device
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.suite import TEST, evaluate, probe
@@ -53,19 +54,28 @@ def run_train(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     if any(argument in ("-h", "--help") for argument in arguments):
         return print_help("train", HELP)
+    if any(is_launcher(argument) for argument in arguments):
+        job = submit(arguments)
+        print(f"job {job.job_id}; its output: {job.paths.stdout}")
+        return 0
     config = _started(compose_config("train", arguments), arguments)
     device = training_device()
     if device.type == "cpu" and not is_launched():
         count = local_processes(config.train.cpu_processes, config.data.batch_size)
         if count > 1:
             return run_processes(["-m", "multicoca.cli.train", *arguments], count)
-    with distributed(device):
-        run = _train_run(config, device)
+    folder = Path(config.output) / config.name
+    with opened_run(folder, config) if is_first() else nullcontext():
+        with distributed(device, config.parallel.timeout_s):
+            wait_for_all()
+            run = _train_run(config, folder, device)
+        if run.outcome.signal_number is None and run.is_first:
+            # alone from here on: an evaluation may take longer than ranks wait for each other
+            torch.set_num_threads(available_cores())
+            _finish(config, run, "multicoca train " + " ".join(arguments))
     if run.outcome.signal_number is not None:
+        queue_again(run.outcome.signal_number)
         return 128 + run.outcome.signal_number
-    if run.is_first:  # alone from here on: an evaluation may take longer than ranks wait for each other
-        torch.set_num_threads(available_cores())
-        _finish(config, run, "multicoca train " + " ".join(arguments))
     return 0
 
 
@@ -94,11 +104,7 @@ class _Run:
     is_first: bool
 
 
-def _train_run(config: Config, device: torch.device) -> _Run:
-    folder = Path(config.output) / config.name
-    if rank() == 0:
-        _open_run(folder, config)
-    wait_for_all()
+def _train_run(config: Config, folder: Path, device: torch.device) -> _Run:
     started = time.perf_counter()
     processors = build_processors(config.modalities)
     listing = list_items(config, processors)
@@ -130,22 +136,6 @@ def list_items(config: Config, processors: Mapping[str, Processor]) -> Listing:
     if rank() == 0:
         wait_for_all()
     return listing
-
-
-def _open_run(folder: Path, config: Config) -> None:
-    """Makes the run's folder, or checks that an earlier run in it had the same configuration."""
-    if config.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    saved = folder / "config.yaml"
-    text = to_yaml(config).replace("fresh: true", "fresh: false")
-    if saved.is_file() and saved.read_text(encoding="utf-8") != text:
-        before = saved.read_text(encoding="utf-8").splitlines()
-        changes = [line for line in difflib.ndiff(before, text.splitlines()) if line[0] in "+-"]
-        raise ValueError(
-            f"{folder} holds a run with another configuration:\n  " + "\n  ".join(changes) + "\n"
-            "Give this one another name (name=...), or delete the earlier one with fresh=true."
-        )
-    write_text(saved, text)
 
 
 def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
@@ -200,13 +190,27 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     workers = usable_workers(config.data.workers, available_cores() // local - 1 if on_gpu else 0)
     return train(
-        bundle.network, steps, folder, config.train, config.optim, config.loss, ledger, broken, workers, evaluate_now
+        bundle.network,
+        steps,
+        folder,
+        config.train,
+        config.optim,
+        config.loss,
+        ledger,
+        broken,
+        workers,
+        evaluate_now,
+        config.parallel,
     )
 
 
 def _finish(config: Config, run: _Run, command: str) -> None:
     """Evaluates and writes the model, results.json and the report."""
     folder, bundle = run.folder, run.bundle
+    if run.outcome.weights is not None:
+        bundle = replace(bundle, network=build_bundle(config, bundle.tokenizer).network)
+        bundle.network.load_state_dict(run.outcome.weights)
+        bundle.network.to(training_device())
     bundle.network.eval()
     started = time.perf_counter()
     results: dict[str, Any] = {}

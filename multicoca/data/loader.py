@@ -62,6 +62,11 @@ class Steps(Dataset):
         """Returns this rank's batches of a step, one of each modality."""
         return [self._batch(modality, step) for modality in self.items]
 
+    def epochs_ended(self, step: int) -> list[str]:
+        """Returns a line for the log for every epoch that ends with a step."""
+        del step
+        return []
+
     def _batch(self, modality: str, step: int) -> Batch:
         items, processor = self.items[modality], self.processors[modality]
         batch_size = self.batch_sizes[modality]

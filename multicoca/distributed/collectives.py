@@ -1,7 +1,6 @@
 """The few collectives of training, each a no-op in a single process.
 
-Gathering features carries gradients: the backward sums what all ranks send for a row. Gradients of parameters
-are summed over ranks, never averaged (the convention of `multicoca.model.losses`).
+Gathering features carries gradients: the backward sums what all ranks send for a row.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-
-_BUCKET_ELEMENTS = 8 * 2**20  # 32 MiB of fp32: large enough to be bound by bandwidth, small enough to overlap
 
 
 def world_size() -> int:
@@ -60,36 +57,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def sum_gradients(module: nn.Module) -> None:
-    """Sums the gradients of all parameters over ranks, in buckets.
-
-    A parameter without a gradient on this rank counts as zero, so that ranks always agree on what is sent; one that has
-    none on any rank stays without, as in a single process, so that an optimizer leaves it alone.
-    """
-    if world_size() == 1:
-        return
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    device = parameters[0].device
-    counts = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=device)
-    dist.all_reduce(counts)
-    parameters = [parameter for parameter, count in zip(parameters, counts.tolist(), strict=True) if count]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    bucket: list[Tensor] = []
-    for index, parameter in enumerate(parameters):
-        bucket.append(parameter.grad)
-        last = index == len(parameters) - 1
-        if last or sum(gradient.numel() for gradient in bucket) >= _BUCKET_ELEMENTS:
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(flat)
-            for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                gradient.copy_(total.view_as(gradient))
-            bucket = []
-
-
 def broadcast_parameters(module: nn.Module) -> None:
     """Gives every rank the parameters and buffers of rank 0."""
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.data, src=0)
+
+
+def side_group() -> dist.ProcessGroup | None:
+    """Returns a gloo group of all ranks for what runs beside training, such as writing checkpoints; None if alone."""
+    return dist.new_group(backend="gloo") if world_size() > 1 else None

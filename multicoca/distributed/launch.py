@@ -46,6 +46,11 @@ def is_launched() -> bool:
     return "RANK" in os.environ
 
 
+def is_first() -> bool:
+    """Whether this is rank 0, or the only process; known before ranks have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run_processes(arguments: list[str], count: int) -> int:
     """Runs `python arguments` `count` times as the ranks of one group and waits for all.
 

@@ -10,7 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT_S = 600.0  # a collective that takes longer has lost a rank
+from multicoca.distributed.collectives import side_group
+
+_ANSWER_S = 10.0  # within which a rank that lives answers
+_LOST = ("Timed out", "timed out", "Connection closed", "Connection reset")  # how gloo's errors tell of a lost rank
 
 
 def training_device() -> torch.device:
@@ -21,15 +24,44 @@ def training_device() -> torch.device:
 
 
 @contextmanager
-def distributed(device: torch.device) -> Iterator[None]:
-    """Joins the process group that torchrun describes, if any, and leaves it at the end."""
+def distributed(device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
+    """Joins the process group that torchrun describes, if any, and leaves it at the end.
+
+    Args:
+        device: of this process.
+        timeout_s: a collective that takes longer has lost a rank.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Context that says which ranks are missing when a collective fails or times out.
+
+    Raises:
+        RuntimeError: the failure, with the ranks that did not answer.
+    """
+    group = side_group()
+    try:
+        yield
+    except RuntimeError as error:
+        if group is None or not (isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)):
+            raise
+        try:
+            dist.monitored_barrier(group, timeout=timedelta(seconds=_ANSWER_S), wait_all_ranks=True)
+        except RuntimeError as missing:
+            raise RuntimeError(
+                f"rank {dist.get_rank()} of {dist.get_world_size()} waited in vain: {missing}. Look into the log of "
+                "the ranks that it names; torchrun --max-restarts starts all again, from the last checkpoint"
+            ) from error
+        raise

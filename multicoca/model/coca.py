@@ -74,7 +74,19 @@ class CoCa(nn.Module):
         for name, encoder in encoders.items():
             caption_head = shared_head or Linear(config.width, vocab_size, bias=False)
             self.heads[name] = ModalityHeads(encoder.width, config, caption_head)
+        self._encoders_are_frozen = False
         initialize(self, config.unimodal_layers + config.multimodal_layers, generator=generator)
+
+    def freeze_encoders(self, frozen: bool) -> None:
+        """Keeps the encoders from learning for a while, or lets them learn again; may change between steps."""
+        self._encoders_are_frozen = frozen
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The units for activation checkpointing, compilation and sharding: of encoders and of both text halves."""
+        text = (*self.text.unimodal_blocks, *self.text.multimodal_blocks)
+        own = [block for encoder in self.encoders.values() for block in encoder.blocks]
+        return list(dict.fromkeys((*own, *text)))  # encoders may share theirs
 
     def encode(self, modality: str, inputs: dict[str, Tensor]) -> tuple[Tokens, Float[Tensor, "batch embedding"]]:
         """Encodes a batch of sources.
@@ -86,10 +98,24 @@ class CoCa(nn.Module):
         Returns:
             (the context for `caption_logits` and decoding, the contrastive embedding of length 1).
         """
-        tokens = self.encoders[modality](inputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._encoders_are_frozen):
+            tokens = self.encoders[modality](inputs)
         heads = self.heads[modality]
         context, pooled = self.poolers(tokens.with_values(heads.adapter(tokens.values)))
         return context, heads.embed(pooled)
+
+    def embed_pairs(
+        self,
+        modality: str,
+        inputs: dict[str, Tensor],
+        ids: Int[Tensor, "batch length"],
+        lengths: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch embedding"], Float[Tensor, "batch embedding"], Float[Tensor, " 1"]]:
+        """Returns the embeddings of sources and texts and 1 / temperature: `forward` without captions.
+
+        It draws random numbers as `forward` does, so that the same seed gives the same embeddings.
+        """
+        return self.encode(modality, inputs)[1], self.encode_text(ids, lengths), self.heads[modality].logit_scale()
 
     def encode_text(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]

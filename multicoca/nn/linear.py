@@ -46,7 +46,8 @@ class Linear(nn.Linear):
         """Returns the weight in oneDNN's layout, or None where torch's own kernel is to be used."""
         weight = self.weight
         if (
-            x.device.type != "cpu"
+            self.training  # weights may change without a trace, as those that FSDP2 gathers do
+            or x.device.type != "cpu"
             or x.dtype not in _DTYPES
             or x.dtype != weight.dtype
             or not 0 < x.numel() <= _MOST_ROWS * self.in_features

@@ -1,61 +1,180 @@
-"""Checkpoints of a run: parameters, optimizer state and the step number, nothing about data.
+"""Checkpoints of a run: parameters, optimizer state, average and the step number, nothing about data.
 
-Written by `torch.distributed.checkpoint` aside and then renamed, so that a checkpoint is whole or not there;
-the newest two are kept.
+Written by `torch.distributed.checkpoint` beside training, aside and then renamed, so that a checkpoint is whole or not
+there. It can be read on another number of ranks.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from multicoca.distributed.collectives import rank, wait_for_all, world_size
-from multicoca.train.optim import Optimizers
+from multicoca.distributed.collectives import rank, side_group, wait_for_all, world_size
+from multicoca.train.optim import Average, Optimizers
 
-KEEP = 2
-
-
-def save_checkpoint(folder: Path, step: int, seconds: float, model: nn.Module, optimizers: Optimizers) -> Path:
-    """Writes `folder/step_N` for the state after N steps that took some seconds; all ranks call it together."""
-    target, aside = folder / f"step_{step:08d}", folder / f"step_{step:08d}.part"
-    if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    wait_for_all()
-    parameters, optimizer_state = get_state_dict(model, optimizers)
-    progress = torch.tensor([step, seconds], dtype=torch.float64)
-    state = {"model": parameters, "optimizer": optimizer_state, "progress": progress}
-    dcp.save(state, checkpoint_id=aside, no_dist=world_size() == 1)
-    if rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-        for old in _checkpoints(folder)[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
-    wait_for_all()
-    return target
+_TORN = (CheckpointException, OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError)
 
 
-def load_latest(folder: Path, model: nn.Module, optimizers: Optimizers) -> tuple[int, float]:
-    """Restores the newest checkpoint; returns (its steps, seconds they took), zeros when there is none."""
-    found = _checkpoints(folder)
-    if not found:
-        return 0, 0.0
-    parameters, optimizer_state = get_state_dict(model, optimizers)
-    state = {"model": parameters, "optimizer": optimizer_state, "progress": torch.zeros(2, dtype=torch.float64)}
-    dcp.load(state, checkpoint_id=found[-1], no_dist=world_size() == 1)
-    set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    step, seconds = state["progress"].tolist()
-    return int(step), seconds
+class Checkpoints:
+    """The checkpoints of a run's folder; all ranks make one and call it together.
+
+    Args:
+        folder: where they lie, as `step_N` after N steps.
+        model: as it is trained, sharded or not.
+        optimizers: its optimizers.
+        average: of its parameters, if there is one.
+        keep_last: how many of the newest stay.
+        keep_every: those whose step is a multiple of it stay, too; 0 for none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizers: Optimizers,
+        average: Average | None = None,
+        keep_last: int = 2,
+        keep_every: int = 0,
+    ):
+        if keep_last < 1 or keep_every < 0:
+            raise ValueError(
+                f"train.keep_last is {keep_last} and train.keep_every {keep_every}; expected at least 1 and 0"
+            )
+        self.folder, self.model, self.optimizers, self.average = folder, model, optimizers, average
+        self.keep_last, self.keep_every = keep_last, keep_every
+        self._group = side_group()
+        self._pending: tuple[Future, Path] | None = None
+        if rank() == 0:
+            for left in folder.glob("step_*.part"):
+                shutil.rmtree(left, ignore_errors=True)
+        wait_for_all()
+
+    def save(self, step: int, seconds: float) -> None:
+        """Starts to write the state after `step` steps that took some seconds; training may go on at once.
+
+        Raises:
+            ValueError: this or the one before cannot be written.
+        """
+        self.finish()
+        aside = self.folder / f"step_{step:08d}.part"
+        if rank() == 0:
+            self._shielded(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        wait_for_all()
+        state = self._state()
+        state["progress"] = torch.tensor([step, seconds], dtype=torch.float64)
+        arguments = {"no_dist": True} if self._group is None else {"process_group": self._group}
+        self._pending = self._shielded(lambda: dcp.async_save(state, checkpoint_id=aside, **arguments)), aside
+
+    def settle(self) -> None:
+        """Names a checkpoint that has been written by now; costs nothing otherwise."""
+        if self._pending is not None and self._pending[0].done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits until the checkpoint that is being written is whole, if there is one.
+
+        Raises:
+            ValueError: it cannot be written; those before it are as they were.
+        """
+        if self._pending is None:
+            return
+        (future, aside), self._pending = self._pending, None
+        self._shielded(future.result)
+        if rank() == 0:  # its future ends with the metadata, when all ranks have written their parts
+            target = aside.with_suffix("")
+            shutil.rmtree(target, ignore_errors=True)
+            self._shielded(lambda: aside.rename(target))
+            kept = whole_checkpoints(self.folder)
+            for old in kept[: -self.keep_last]:
+                if not self.keep_every or step_of(old) % self.keep_every:
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def load_latest(self) -> tuple[int, float, list[str]]:
+        """Restores the newest checkpoint that can be read.
+
+        Returns:
+            (its steps, the seconds they took, what to tell about newer ones that are torn); zeros when there is none.
+
+        Raises:
+            ValueError: there are some and none can be read, or they are of another model; the message says why.
+        """
+        torn: list[str] = []
+        for path in reversed(whole_checkpoints(self.folder)):
+            try:
+                saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+                self._check_shapes(path, saved)
+                step, seconds = self._load(path, set(saved))
+                return step, seconds, torn
+            except _TORN as error:
+                reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+                torn.append(f"the checkpoint {path} is torn and left out ({reason})")
+        if torn:
+            raise ValueError("no checkpoint can be read; delete the run or start another: " + "; ".join(torn))
+        return 0, 0.0, torn
+
+    def _state(self) -> dict[str, Any]:
+        parameters, optimizer = get_state_dict(self.model, self.optimizers)
+        state = {"model": parameters, "optimizer": optimizer}
+        return state if self.average is None else {**state, "average": self.average.state_dict()}
+
+    def _load(self, path: Path, saved: set[str]) -> tuple[int, float]:
+        state = {**self._state(), "progress": torch.zeros(2, dtype=torch.float64)}
+        names = list(state["optimizer"]["state"])
+        unsaved = [name for name in names if not any(key.startswith(f"optimizer.state.{name}.") for key in saved)]
+        for name in unsaved:  # an optimizer has no state for what has had no gradient yet
+            del state["optimizer"]["state"][name]
+        dcp.load(state, checkpoint_id=path, no_dist=world_size() == 1)
+        set_state_dict(
+            self.model, self.optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+        step, seconds = state["progress"].tolist()
+        return int(step), seconds
+
+    def _check_shapes(self, path: Path, saved: dict[str, Any]) -> None:
+        own = {f"model.{name}": tuple(value.shape) for name, value in self.model.state_dict().items()}
+        found = {name: tuple(entry.size) for name, entry in saved.items() if name.startswith("model.")}
+        wrong = [
+            f"{name.removeprefix('model.')}: {found.get(name, 'absent')} there, {own.get(name, 'absent')} here"
+            for name in sorted(own.keys() | found.keys())
+            if own.get(name) != found.get(name)
+        ]
+        if wrong:
+            raise ValueError(
+                f"{path} is of another model; {len(wrong)} parameters differ, among them {'; '.join(wrong[:3])}. "
+                "Give this run another name (name=...), or delete the earlier one with fresh=true."
+            )
+
+    def _shielded(self, action: Any) -> Any:
+        """Turns what goes wrong while writing into an error that says what is left."""
+        try:
+            return action()
+        except (OSError, CheckpointException, RuntimeError) as error:
+            kept = whole_checkpoints(self.folder)
+            free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.anchor or ".").free
+            raise ValueError(
+                f"a checkpoint cannot be written to {self.folder} ({free / 2**20:,.0f} MiB free): {error}. "
+                f"{f'The newest whole one is {kept[-1].name}' if kept else 'There is none before it'}; "
+                "make room or mend the permissions, and the same command goes on"
+            ) from error
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def whole_checkpoints(folder: Path) -> list[Path]:
     """Returns the whole checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if re.fullmatch(r"step_\d{8}", path.name))
+
+
+def step_of(path: Path) -> int:
+    """Returns the step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step_"))

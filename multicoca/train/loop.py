@@ -6,46 +6,71 @@ step number; the same call after an interruption goes on where the last checkpoi
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, training_batches
 from multicoca.data.sample import Batch
-from multicoca.distributed.collectives import broadcast_parameters, rank, sum_over_ranks, world_size
+from multicoca.distributed.collectives import rank, sum_over_ranks, world_size
+from multicoca.distributed.parallelize import Engine, ParallelConfig, parallelize
+from multicoca.distributed.setup import naming_lost_ranks
 from multicoca.model.coca import CoCa
-from multicoca.train.checkpoint import load_latest, save_checkpoint
+from multicoca.train.checkpoint import Checkpoints
 from multicoca.train.metrics import PeakMemory, TrainingLog
-from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates
+from multicoca.train.optim import Average, OptimConfig, build_optimizers, learning_rates, tuned
 from multicoca.train.precision import choose_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: Slurm's, by agreement
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long to train and how often to do what, in steps.
+    """How long to train, on what, and how often to do what, in steps.
 
     Attributes:
         steps: optimizer steps of the run.
         cpu_processes: processes to start on a machine without GPUs; None for one per core.
         precision: "auto" (bf16 autocast where it is measured to be faster), "fp32" or "bf16".
+        tuning: what is trained: "all", "poolers", "frozen_encoder", "last_blocks" or "frozen_then_all".
+        last_blocks: of each encoder, that are trained in the mode of that name.
+        frozen_steps: at the start, with frozen encoders, in the mode "frozen_then_all".
+        max_bad_steps: steps in a row without a finite loss and gradient after which the run stops; each is left out.
         log_every: for scalars.
         checkpoint_every: for checkpoints; one is also written at the end and on a signal.
+        keep_last: checkpoints that stay.
+        keep_every: checkpoints whose step is a multiple of it stay, too; 0 for none.
         evaluate_every: for the short evaluations in between; 0 for none.
+        profile_from: step after which torch's profiler watches rank 0; None for never.
+        profile_steps: steps that it watches; `profile/` then holds a trace for ui.perfetto.dev.
     """
 
     steps: int = 1000
     cpu_processes: int | None = None
     precision: str = "auto"
+    tuning: str = "all"
+    last_blocks: int = 1
+    frozen_steps: int = 0
+    max_bad_steps: int = 20
     log_every: int = 10
     checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_every: int = 0
     evaluate_every: int = 0
+    profile_from: int | None = None
+    profile_steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -57,20 +82,22 @@ class TrainOutcome:
         seconds: time they took, earlier runs included.
         signal_number: what ended it before its time, or None when it is finished.
         peak_memory_gib: of all processes and their workers, since this start.
+        weights: whole and averaged, on rank 0, where the model's own are shards or not the average; None otherwise.
     """
 
     steps: int
     seconds: float
     signal_number: int | None
     peak_memory_gib: float
+    weights: dict[str, Tensor] | None = None
 
 
 class _StopSignal:
-    """Notes SIGINT and SIGTERM; the second one of a kind has its usual effect."""
+    """Notes the signals that end a run; the second one of a kind has its usual effect."""
 
     def __enter__(self) -> _StopSignal:
         self.number: int | None = None
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def _note(self, number: int, interrupted: object) -> None:
@@ -83,11 +110,12 @@ class _StopSignal:
             signal.signal(number, previous)
 
     def seen_by_any(self, device: torch.device) -> int | None:
-        """Returns the signal that any rank has got; all ranks get the same answer."""
+        """Returns the signal that any rank has got, the largest of several; all ranks get the same answer."""
         if world_size() == 1:
             return self.number
-        total = sum_over_ranks(torch.tensor(float(self.number is not None), device=device))
-        return (self.number or signal.SIGTERM) if total > 0 else None
+        counts = torch.tensor([float(self.number == number) for number in STOP_SIGNALS], device=device)
+        seen = [number for number, count in zip(STOP_SIGNALS, sum_over_ranks(counts).tolist(), strict=True) if count]
+        return max(seen, default=None)
 
 
 def train(
@@ -101,6 +129,7 @@ def train(
     broken_share: BrokenShare,
     num_workers: int = 0,
     evaluate: Callable[[int, SummaryWriter], None] | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> TrainOutcome:
     """Trains from the newest checkpoint in `folder`, or from the start, to the last step or a signal.
 
@@ -115,43 +144,116 @@ def train(
         broken_share: stops the run when they are too many.
         num_workers: processes that read data.
         evaluate: called on rank 0 at evaluations with the step and the TensorBoard writer.
+        parallel: how ranks share the model; each has a copy by default.
+
+    Raises:
+        ValueError: settings do not fit, checkpoints cannot be used or written, or too many steps in a row are bad.
     """
     device = next(model.parameters()).device
-    broadcast_parameters(model)
+    tuned(model, config.tuning, config.last_blocks)
+    engine = parallelize(model, parallel or ParallelConfig(), device)
     optimizers = build_optimizers(model, optim)
-    first, earlier_s = load_latest(folder / "checkpoints", model, optimizers)
+    average = None if optim.ema_decay is None else Average(model, optim.ema_decay)
+    checkpoints = Checkpoints(folder / "checkpoints", model, optimizers, average, config.keep_last, config.keep_every)
+    first, earlier_s, torn = checkpoints.load_latest()
     autocast, reason = choose_precision(config.precision, device, model.config.width)
-    log = TrainingLog(folder / "tensorboard", first, config.steps, visible=rank() == 0)
+    log = TrainingLog(folder / "tensorboard", first, config.steps, world_size(), visible=rank() == 0)
+    for message in torn:
+        log.say(message)
     log.say(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
-    memory, started, done, stopped = PeakMemory(), time.perf_counter(), first, None
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    memory, started, done, stopped, bad = PeakMemory(), time.perf_counter(), first, None, 0
+
+    def seconds() -> float:
+        return earlier_s + time.perf_counter() - started
+
     model.train()
-    with _StopSignal() as stop:
-        for step, own in enumerate(training_batches(steps, first, config.steps, num_workers), start=first):
-            losses = accumulate_gradients(model, own, loss, autocast)
-            rates = learning_rates(step, config.steps, optim)
-            norm = optimizer_step(model, optimizers, rates, optim.clip_norm)
+    with _StopSignal() as stop, naming_lost_ranks(), _profiler(config, first, folder) as profiler:
+        for step, own in enumerate(log.waiting(training_batches(steps, first, config.steps, num_workers)), first):
+            _count_flops(engine, own, loss, autocast, log)
+            model.freeze_encoders(config.tuning == "frozen_then_all" and step < config.frozen_steps)
+            losses = accumulate_gradients(engine, own, loss, autocast, (steps.seed, step))
+            rates = learning_rates(step, config.steps, optim, optimizers)
+            norm = optimizer_step(parameters, optimizers, rates, optim.clip_norm)
+            scalars = {**{tag: float(value) for tag, value in losses.items()}, "gradient_norm": norm}
+            bad = 0 if all(map(math.isfinite, scalars.values())) else bad + 1
+            if bad:
+                _warn_bad(step, bad, scalars, config, log)
+            elif average is not None:
+                average.update(step)
             done = step + 1
+            checkpoints.settle()
             _note_problems(own, ledger, broken_share)
-            log.count(sum(len(batch.keys) for batch in own) * world_size())
+            log.count(own)
             if done % config.log_every == 0 or done == config.steps:
-                _write_scalars(log, done, model, memory, {**losses, "learning_rate": rates[0], "gradient_norm": norm})
+                _write_scalars(log, done, engine, memory, {**scalars, "learning_rate": rates[0], "bad_steps": bad})
+            for line in steps.epochs_ended(step):
+                log.say(line)
+            if profiler is not None:
+                profiler.step()
             stopped = stop.seen_by_any(device)
             if stopped or done % config.checkpoint_every == 0 or done == config.steps:
-                seconds = earlier_s + time.perf_counter() - started
-                save_checkpoint(folder / "checkpoints", done, seconds, model, optimizers)
+                checkpoints.save(done, seconds())
             if stopped:
-                log.say(f"stopped by signal {stopped}; step {done} is saved, the same command goes on")
                 break
             if evaluate and config.evaluate_every and done % config.evaluate_every == 0 and done < config.steps:
-                if rank() == 0:
-                    model.eval()
-                    evaluate(done, log.writer)
-                    model.train()
+                with engine.gathered(), _in_place(average):
+                    if rank() == 0:
+                        model.eval()
+                        evaluate(done, log.writer)
+                        model.train()
                 log.pause()
+        checkpoints.finish()
+        if stopped:
+            log.say(f"stopped by signal {stopped}; step {done} is saved, the same command goes on")
+        peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
+        ended_early = stopped if done < config.steps else None
+        weights = _whole_weights(engine, average) if ended_early is None else None
     log.close()
-    peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
-    ended_early = stopped if done < config.steps else None
-    return TrainOutcome(done, earlier_s + time.perf_counter() - started, ended_early, float(peak))
+    return TrainOutcome(done, seconds(), ended_early, float(peak), weights)
+
+
+def _whole_weights(engine: Engine, average: Average | None) -> dict[str, Tensor] | None:
+    """Returns what the finished model holds, on rank 0; None where the trained model itself holds it."""
+    if average is None and not engine.is_sharded:
+        return None
+    with _in_place(average):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {name: value.clone() for name, value in get_model_state_dict(engine.model, options=options).items()}
+
+
+def _in_place(average: Average | None) -> AbstractContextManager[None]:
+    return nullcontext() if average is None else average.in_place()
+
+
+def _count_flops(
+    engine: Engine, own: Sequence[Batch], loss: LossConfig, autocast: torch.dtype | None, log: TrainingLog
+) -> None:
+    """Counts the floating-point work of a sample of each modality that comes for the first time, by one more pass.
+
+    What activation checkpointing computes again is counted, too.
+    """
+    for batch in {batch.modality: batch for batch in reversed(own)}.values():
+        if batch.modality not in log.flops:
+            with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+                accumulate_gradients(engine, [batch], loss, autocast)
+            engine.model.zero_grad(set_to_none=True)
+            log.flops[batch.modality] = counter.get_total_flops() / len(batch.ids)
+
+
+def _warn_bad(step: int, bad: int, scalars: dict[str, float], config: TrainConfig, log: TrainingLog) -> None:
+    """Says that a step is left out.
+
+    Raises:
+        ValueError: there were too many in a row.
+    """
+    wrong = ", ".join(f"{tag} is {value}" for tag, value in scalars.items() if not math.isfinite(value))
+    log.say(f"step {step} is left out: {wrong} ({bad} in a row)")
+    if bad >= config.max_bad_steps:
+        raise ValueError(
+            f"{bad} steps in a row had no finite loss and gradient (step {step}: {wrong}); the newest checkpoint is "
+            "from before them or holds the parameters of then. Lower optim.lr, or set train.precision=fp32"
+        )
 
 
 def _note_problems(batches: Sequence[Batch], ledger: Ledger, broken_share: BrokenShare) -> None:
@@ -160,12 +262,27 @@ def _note_problems(batches: Sequence[Batch], ledger: Ledger, broken_share: Broke
         broken_share.add(batch.modality, (problem.key for problem in batch.problems))
 
 
-def _write_scalars(
-    log: TrainingLog, done: int, model: CoCa, memory: PeakMemory, scalars: dict[str, float | torch.Tensor]
-) -> None:
+def _write_scalars(log: TrainingLog, done: int, engine: Engine, memory: PeakMemory, scalars: dict[str, float]) -> None:
     """Writes a step's scalars with temperatures and memory; all ranks call it together."""
-    device = next(model.parameters()).device
-    temperatures = {f"temperature/{name}": 1 / head.logit_scale().item() for name, head in model.heads.items()}
+    device = next(engine.model.parameters()).device
+    temperatures = {}
+    for name, head in engine.model.heads.items():
+        scale = head.logit_scale()
+        scale = scale.full_tensor() if hasattr(scale, "full_tensor") else scale
+        temperatures[f"temperature/{name}"] = 1 / scale.item()
     peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
-    values = {tag: float(value) for tag, value in scalars.items()}
-    log.write(done, {**values, **temperatures, "memory_gib": float(peak)})
+    values = {**scalars, **temperatures, "memory_gib": float(peak)}
+    if device.type == "cuda":
+        values["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    log.write(done, values)
+
+
+def _profiler(config: TrainConfig, first: int, folder: Path) -> AbstractContextManager[torch.profiler.profile | None]:
+    """Returns the profiler of the configured window on rank 0."""
+    if config.profile_from is None or rank() != 0 or config.profile_from < first:
+        return nullcontext()
+    skipped = config.profile_from - first
+    window = torch.profiler.schedule(skip_first=max(skipped - 1, 0), wait=0, warmup=min(skipped, 1),
+                                     active=config.profile_steps, repeat=1)  # fmt: skip
+    write = torch.profiler.tensorboard_trace_handler(str(folder / "profile"))
+    return torch.profiler.profile(schedule=window, on_trace_ready=write, profile_memory=True)

@@ -1,14 +1,36 @@
-"""What a run says about itself: a progress bar, TensorBoard scalars and its peak memory. Rank 0 only."""
+"""What a run says about itself: a progress bar, TensorBoard scalars, floating-point work and memory. Rank 0 only."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from multicoca.data.sample import Batch
+
+T = TypeVar("T")
+
+# dense bf16 floating-point operations per second, from NVIDIA's data sheets; the first name that fits counts
+_PEAKS = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12}
+
+
+@dataclass
+class _Seen:
+    """What passed since the last line of the log."""
+
+    samples: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
+    waited_s: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
 
 
 class TrainingLog:
@@ -18,33 +40,53 @@ class TrainingLog:
         folder: for the TensorBoard files.
         first: the step at which this process starts.
         num_steps: steps of the whole run.
+        ranks: processes of the run; what this one sees stands for all.
         visible: whether this process writes at all.
     """
 
-    def __init__(self, folder: Path, first: int, num_steps: int, visible: bool):
+    def __init__(self, folder: Path, first: int, num_steps: int, ranks: int, visible: bool):
         self.writer = SummaryWriter(str(folder), purge_step=first or None) if visible else None
         self.bar = tqdm(
             total=num_steps, initial=first, desc="training", unit="step", disable=not visible, mininterval=1.0
         )
-        self._samples, self._since = 0, time.perf_counter()
+        self.ranks = ranks
+        self.flops: dict[str, float] = {}
+        self._peak = peak_flops()
+        self._seen = _Seen()
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         if not self.bar.disable:
             self.bar.write(text)
 
-    def count(self, samples: int) -> None:
-        """Notes a finished step and its samples over all ranks."""
-        self._samples += samples
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yields the batches and notes how long they made the run wait."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                own = next(iterator)
+            except StopIteration:
+                return
+            self._seen.waited_s += time.perf_counter() - start
+            yield own
+
+    def count(self, batches: Sequence[Batch]) -> None:
+        """Notes a finished step and its batches on this rank."""
+        for batch in batches:
+            for counts, own in (
+                (self._seen.samples, len(batch.ids)),
+                (self._seen.tokens, int(batch.lengths.sum())),
+                (self._seen.slots, batch.ids.numel()),
+            ):
+                counts[batch.modality] = counts.get(batch.modality, 0) + own
         self.bar.update()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes scalars of a step, with the throughput since the last call."""
-        elapsed = time.perf_counter() - self._since
-        scalars = {**scalars, "samples_per_s": self._samples / max(elapsed, 1e-9)}
-        self._samples, self._since = 0, time.perf_counter()
+        throughput = self._throughput()
         if self.writer is not None:
-            for tag, value in scalars.items():
+            for tag, value in {**scalars, **throughput}.items():
                 self.writer.add_scalar(tag, value, step)
         totals: dict[str, float] = {}
         for tag, value in scalars.items():
@@ -52,17 +94,49 @@ class TrainingLog:
                 modality = tag.rpartition("/")[2]
                 totals[modality] = totals.get(modality, 0.0) + value
         shown = {modality: f"{value:.2f}" for modality, value in totals.items()}
-        self.bar.set_postfix({**shown, "samples/s": f"{scalars['samples_per_s']:.0f}"})
+        shown["samples/s"] = f"{throughput['samples_per_s']:.0f}"
+        if "mfu" in throughput:
+            shown["MFU"] = f"{throughput['mfu']:.0%}"
+        if throughput["data_wait_share"] > 0.1:
+            shown["waiting for data"] = f"{throughput['data_wait_share']:.0%}"
+        self.bar.set_postfix(shown)
 
     def pause(self) -> None:
         """Leaves out of the throughput what happened since the last call of `write`."""
-        self._samples, self._since = 0, time.perf_counter()
+        self._seen = _Seen()
 
     def close(self) -> None:
         """Ends the bar and writes what is pending."""
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+
+    def _throughput(self) -> dict[str, float]:
+        """Returns what passed since the last call, by tag."""
+        seen, self._seen = self._seen, _Seen()
+        elapsed = max(time.perf_counter() - seen.since, 1e-9)
+        found = {
+            "samples_per_s": sum(seen.samples.values()) * self.ranks / elapsed,
+            "data_wait_share": seen.waited_s / elapsed,
+        }
+        for modality, samples in seen.samples.items():
+            found[f"samples_per_s/{modality}"] = samples * self.ranks / elapsed
+            found[f"text_tokens_per_s/{modality}"] = seen.tokens[modality] * self.ranks / elapsed
+            found[f"text_padding_share/{modality}"] = 1 - seen.tokens[modality] / max(seen.slots[modality], 1)
+        if self.flops:
+            per_rank = sum(self.flops.get(name, 0.0) * samples for name, samples in seen.samples.items()) / elapsed
+            found["tflops_per_rank"] = per_rank / 1e12
+            if self._peak is not None:
+                found["mfu"] = per_rank / self._peak
+        return found
+
+
+def peak_flops() -> float | None:
+    """Returns the dense bf16 peak of this rank's GPU in operations per second; None where it is not known."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in _PEAKS.items() if part in name), None)
 
 
 class PeakMemory:

@@ -1,84 +1,256 @@
-"""The optimizers over a checked partition of the parameters: AdamW, beside it Muon if asked; warm-up and cosine."""
+"""The optimizers over a checked partition of the parameters, their schedules, and an average of the parameters.
+
+A group holds parameters of one kind and one learning rate: hidden matrices, which Muon may take, other matrices, and
+the rest, which does not decay. Rates differ by modality (`lr_scale`) and by layer of an encoder (`layer_decay`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from multicoca.modality import require
+
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, optionally Muon for the hidden matrices, and their schedule.
+    """An optimizer, optionally Muon for the hidden matrices, and their schedule.
 
     Attributes:
-        lr: AdamW's peak learning rate.
+        name: "adamw", or "adafactor": the mean of gradients in bf16, that of squares factored, as CoCa was trained;
+            timm's, after Zhai et al. (arXiv 2106.04560, section 3.4).
+        lr: peak learning rate.
         muon_lr: peak learning rate of Muon (arXiv 2502.16982, updates as large as AdamW's at the same rate) for the
             weights of linear layers, all but those that give logits over the vocabulary; None leaves these to
-            AdamW too. Small models learn from half as many samples with it.
-        beta1: decay of AdamW's mean of gradients.
-        beta2: decay of its mean of squared gradients.
-        weight_decay: decoupled, for matrices only, in both.
+            the other optimizer. Small models learn from half as many samples with it.
+        beta1: decay of the mean of gradients.
+        beta2: decay of AdamW's mean of squared gradients.
+        weight_decay: decoupled, for matrices only.
+        lr_scale: factor on the rate of a modality's own parameters (encoder and heads), by modality.
+        layer_decay: factor on the rate from each block of an encoder to the one before it, from its output down
+            (BEiT, arXiv 2106.08254); 1 for none.
+        schedule: after the warm-up: "cosine" or "linear" down to the final share, "constant", or "rsqrt", which falls
+            with 1 / sqrt(step).
         warmup_share: share of the steps over which the rate rises to its peak (CoCa: 2%).
         final_lr_share: the rate at the end, as a share of the peak.
         clip_norm: gradients are scaled down to this norm; 0 turns it off.
+        ema_decay: of a moving average of the parameters, which evaluation and the finished model then use; None for
+            no average.
     """
 
+    name: str = "adamw"
     lr: float = 8e-4
     muon_lr: float | None = None
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = 0.01
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    schedule: str = "cosine"
     warmup_share: float = 0.02
     final_lr_share: float = 0.0
     clip_norm: float = 1.0
+    ema_decay: float | None = None
 
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
 
-def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Sorts the trainable parameters into "hidden", "matrices" and "rest".
+def parameter_kinds(module: nn.Module) -> dict[nn.Parameter, str]:
+    """Sorts the parameters into "hidden", "matrices" and "rest".
 
     Hidden are the weights between vectors of features, which Muon may take. Other matrices decay too: convolutions
     and the layers that give logits over the vocabulary. Vectors, embeddings, learned queries and positions do not.
     """
-    kinds: dict[nn.Parameter, str] = {}
+    kinds = dict.fromkeys(module.parameters(), "rest")
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear) and not name.endswith("caption_head"):
             kinds[layer.weight] = "hidden"
         elif isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             kinds[layer.weight] = "matrices"
     kinds.update((layer.weight, "rest") for layer in module.modules() if isinstance(layer, nn.Embedding))
-    groups: dict[str, list[nn.Parameter]] = {"hidden": [], "matrices": [], "rest": []}
+    return kinds
+
+
+def rate_scales(module: nn.Module, config: OptimConfig) -> dict[nn.Parameter, float]:
+    """Returns the factor on each parameter's learning rate.
+
+    Raises:
+        ValueError: `lr_scale` names a modality that the model has not, or a factor is negative.
+    """
+    modalities = list(module.encoders)
+    unknown = [name for name in config.lr_scale if name not in modalities]
+    if unknown:
+        raise ValueError(f"optim.lr_scale names {', '.join(unknown)}; the modalities are {', '.join(modalities)}")
+    if not 0 < config.layer_decay <= 1 or any(scale < 0 for scale in config.lr_scale.values()):
+        raise ValueError(
+            f"optim.layer_decay is {config.layer_decay} and optim.lr_scale {dict(config.lr_scale)}; "
+            "expected a decay above 0 and at most 1, and factors of at least 0"
+        )
+    scales = dict.fromkeys(module.parameters(), 1.0)
+    for name in reversed(modalities):  # what two modalities share goes by the first
+        scale = config.lr_scale.get(name, 1.0)
+        scales.update(dict.fromkeys(module.heads[name].parameters(), scale))
+        layers = encoder_layers(module.encoders[name])
+        for depth, parameters in enumerate(reversed(layers)):
+            scales.update(dict.fromkeys(parameters, scale * config.layer_decay**depth))
+    return scales
+
+
+def encoder_layers(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """Sorts an encoder's parameters into what comes before its blocks, each block, and what comes after them."""
+    blocks = [list(block.parameters()) for block in encoder.blocks]
+    inside = {parameter for block in blocks for parameter in block}
+    before: list[nn.Parameter] = []
+    after: list[nn.Parameter] = []
+    place = before
+    for parameter in encoder.parameters():
+        if parameter in inside:
+            place = after
+        else:
+            place.append(parameter)
+    return [before, *blocks, after]
+
+
+def parameter_groups(module: nn.Module, config: OptimConfig) -> dict[tuple[str, float], list[nn.Parameter]]:
+    """Sorts the trainable parameters by (kind, factor on the rate): every one in exactly one group."""
+    kinds, scales = parameter_kinds(module), rate_scales(module, config)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            groups[kinds.get(parameter, "rest")].append(parameter)
+            groups.setdefault((kinds[parameter], scales[parameter]), []).append(parameter)
     return groups
 
 
 def build_optimizers(module: nn.Module, config: OptimConfig) -> Optimizers:
-    """Builds AdamW in its fused form and, with `muon_lr`, Muon."""
-    groups = parameter_groups(module)
-    decay, with_muon = config.weight_decay, config.muon_lr is not None
-    decayed = groups["matrices"] if with_muon else groups["hidden"] + groups["matrices"]
-    parts = [{"params": decayed, "weight_decay": decay}, {"params": groups["rest"], "weight_decay": 0.0}]
-    betas = (config.beta1, config.beta2)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(parts, lr=config.lr, betas=betas, fused=True)]
-    if with_muon:
-        scale = "match_rms_adamw"
-        optimizers.append(torch.optim.Muon(groups["hidden"], lr=config.muon_lr, weight_decay=decay, adjust_lr_fn=scale))
+    """Builds the optimizer and, with `muon_lr`, Muon.
+
+    Raises:
+        ValueError: there is no such optimizer or schedule, or nothing to train.
+    """
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"optim.schedule is '{config.schedule}'; choose one of {', '.join(SCHEDULES)}")
+    parts: list[dict] = []
+    for_muon: list[dict] = []
+    for (kind, scale), parameters in parameter_groups(module, config).items():
+        decay = 0.0 if kind == "rest" else config.weight_decay
+        group = {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        (for_muon if kind == "hidden" and config.muon_lr is not None else parts).append(group)
+    if not parts and not for_muon:
+        raise ValueError("no parameter is left to train; choose another train.tuning")
+    optimizers: list[torch.optim.Optimizer] = [_first_optimizer(parts, config)] if parts else []
+    if for_muon:
+        optimizers.append(torch.optim.Muon(for_muon, lr=config.muon_lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
-def learning_rates(step: int, num_steps: int, config: OptimConfig) -> list[float]:
-    """Returns each optimizer's rate at a step: linear warm-up, then a cosine; a pure function of the step."""
+def _first_optimizer(parts: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
+    if config.name == "adamw":
+        return torch.optim.AdamW(parts, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    if config.name == "adafactor":
+        adafactor = require("timm.optim", "image").AdafactorBigVision
+        return adafactor(parts, lr=config.lr, momentum=config.beta1, clipping_threshold=1.0)
+    raise ValueError(f"optim.name is '{config.name}'; choose adamw or adafactor, and optim.muon_lr for Muon")
+
+
+def learning_rates(step: int, num_steps: int, config: OptimConfig, optimizers: Optimizers) -> list[float]:
+    """Returns each optimizer's rate at a step: linear warm-up, then the schedule; a pure function of the step."""
     warmup = max(1, round(config.warmup_share * num_steps))
     progress = (step - warmup) / max(1, num_steps - warmup)
-    share = config.final_lr_share + (1 - config.final_lr_share) * (1 + math.cos(math.pi * progress)) / 2
+    falling = {
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "linear": 1 - progress,
+        "constant": 1.0,
+        "rsqrt": math.sqrt(warmup / max(step + 1, warmup)),
+    }[config.schedule]
+    share = config.final_lr_share + (1 - config.final_lr_share) * falling
     if step < warmup:
         share = (step + 1) / warmup
-    return [peak * share for peak in (config.lr, config.muon_lr) if peak is not None]
+    return [
+        share * (config.muon_lr if isinstance(optimizer, torch.optim.Muon) else config.lr) for optimizer in optimizers
+    ]
+
+
+class Average:
+    """An exponential moving average of the trainable parameters (EMA); shards are averaged as shards.
+
+    Args:
+        module: whose parameters.
+        decay: share of the average that a step keeps; less in the first steps, (1 + step) / (10 + step).
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"optim.ema_decay is {decay}; expected at least 0 and below 1")
+        self.decay = decay
+        self._own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._values = {name: p.detach().clone() for name, p in self._own.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the parameters after a step."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self._values.values()), list(self._own.values()), 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the averages by parameter name, as they are, for checkpoints."""
+        return dict(self._values)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """Context in which the module's parameters are the averages."""
+        own, values = list(self._own.values()), list(self._values.values())
+        kept = [parameter.detach().clone() for parameter in own]
+        torch._foreach_copy_(own, values)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(own, kept)
+
+
+def tuned(module: nn.Module, mode: str, last_blocks: int = 0) -> None:
+    """Chooses what is trained, by one of the modes of VideoCoCa (arXiv 2212.04979, section 3.3) and common others.
+
+    Args:
+        module: a CoCa.
+        mode: "all"; "poolers" alone; "frozen_encoder", all but the encoders (LiT); "last_blocks", as before and the
+            last few blocks of each encoder; "frozen_then_all", the encoders later (see `TrainConfig`).
+        last_blocks: how many, for that mode.
+
+    Raises:
+        ValueError: there is no such mode, or nothing to train in it.
+    """
+    if mode not in TUNING:
+        raise ValueError(f"train.tuning is '{mode}'; choose one of {', '.join(TUNING)}")
+    if mode == "poolers":
+        module.requires_grad_(False)
+        module.poolers.requires_grad_(True)
+    elif mode in ("frozen_encoder", "last_blocks"):
+        module.encoders.requires_grad_(False)
+    if mode == "last_blocks":
+        for name, encoder in module.encoders.items():
+            blocks = list(encoder.blocks)
+            if not 0 < last_blocks <= len(blocks):
+                raise ValueError(
+                    f"train.last_blocks is {last_blocks}; the encoder of '{name}' has {len(blocks)} blocks"
+                )
+            after = encoder_layers(encoder)[-1]
+            for parameter in (*after, *(p for block in blocks[-last_blocks:] for p in block.parameters())):
+                parameter.requires_grad_(True)
+
+
+TUNING: Mapping[str, str] = {
+    "all": "every parameter",
+    "poolers": "the poolers alone",
+    "frozen_encoder": "all but the encoders",
+    "last_blocks": "all but the encoders' first blocks",
+    "frozen_then_all": "all but the encoders at first, then all",
+}

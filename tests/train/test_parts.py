@@ -7,6 +7,7 @@ import torch
 from conftest import VOCAB, small_model
 
 from multicoca.data.sample import Batch
+from multicoca.distributed.parallelize import Engine
 from multicoca.model.coca import CoCa
 from multicoca.train.optim import OptimConfig, build_optimizers
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
@@ -62,10 +63,10 @@ def test_a_step_changes_what_it_should_and_nothing_else(case, form, muon_lr):
     model, loss, modalities, dtype = prepared(case, form)
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizers = build_optimizers(model, OptimConfig(lr=1e-2, muon_lr=muon_lr, weight_decay=0.0))
-    losses = accumulate_gradients(model, batches_of(modalities, dtype), loss)
+    losses = accumulate_gradients(Engine(model, model), batches_of(modalities, dtype), loss)
     assert {tag.rsplit("/", 1)[1] for tag in losses} == set(modalities)
     assert all(value.isfinite() for value in losses.values())
-    optimizer_step(model, optimizers, [1e-2] * len(optimizers), 1.0)
+    optimizer_step(list(model.parameters()), optimizers, [1e-2] * len(optimizers), 1.0)
     for name, value in model.named_parameters():
         assert value.isfinite().all(), name
         if not value.requires_grad:

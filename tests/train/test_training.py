@@ -106,9 +106,13 @@ def test_captions_do_not_depend_on_the_references(run_parts):
     assert answer(bundle, "image", items, 4).captions == answer(bundle, "image", changed, 4).captions
 
 
+def grouped(model):
+    return {kind: parameters for (kind, _), parameters in parameter_groups(model, OptimConfig()).items()}
+
+
 def test_every_trainable_parameter_is_in_one_group():
     model = small_model(pooler="cascade")
-    groups = parameter_groups(model)
+    groups = grouped(model)
     ids = [id(p) for group in groups.values() for p in group]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
     assert all(p.dim() == 2 for p in groups["hidden"])
@@ -118,28 +122,36 @@ def test_every_trainable_parameter_is_in_one_group():
 
 def test_only_matrices_decay_and_muon_takes_the_hidden_ones():
     model = small_model(pooler="cascade")
-    groups = parameter_groups(model)
+    groups = grouped(model)
     (alone,) = build_optimizers(model, OptimConfig(weight_decay=0.3))
-    assert [group["weight_decay"] for group in alone.param_groups] == [0.3, 0.0]
-    assert len(alone.param_groups[0]["params"]) == len(groups["hidden"]) + len(groups["matrices"])
+    assert sorted(group["weight_decay"] for group in alone.param_groups) == [0.0, 0.3, 0.3]
+    decayed = [p for group in alone.param_groups if group["weight_decay"] for p in group["params"]]
+    assert {id(p) for p in decayed} == {id(p) for p in (*groups["hidden"], *groups["matrices"])}
     adamw, muon = build_optimizers(model, OptimConfig(weight_decay=0.3, muon_lr=1e-3))
     assert isinstance(muon, torch.optim.Muon)
     assert muon.param_groups[0]["params"] == groups["hidden"]
     assert muon.param_groups[0]["weight_decay"] == 0.3
-    assert adamw.param_groups[0]["params"] == groups["matrices"]
+    assert groups["matrices"] in [group["params"] for group in adamw.param_groups]
+
+
+def rates_of(step, **changes):
+    config = OptimConfig(lr=1.0, warmup_share=0.1, **changes)
+    return learning_rates(step, 100, config, build_optimizers(small_model(), config))
 
 
 def test_the_schedule_warms_up_and_ends_at_its_floor():
-    config = OptimConfig(lr=1.0, warmup_share=0.1, final_lr_share=0.2)
-    rates = [rate for step in range(100) for rate in learning_rates(step, 100, config)]
+    rates = [rates_of(step, final_lr_share=0.2)[0] for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 2)) / 2)
     assert rates[-1] == pytest.approx(0.2, abs=1e-3)
-    assert (
-        learning_rates(55, 100, OptimConfig(lr=1.0, muon_lr=3.0))[1]
-        == 3 * learning_rates(55, 100, OptimConfig(lr=1.0))[0]
-    )
+    assert rates_of(55, muon_lr=3.0) == [rates_of(55)[0], 3 * rates_of(55)[0]]
+
+
+@pytest.mark.parametrize(("schedule", "late"), [("linear", 0.5), ("constant", 1.0), ("rsqrt", math.sqrt(10 / 56))])
+def test_other_schedules(schedule, late):
+    assert rates_of(4, schedule=schedule)[0] == pytest.approx(0.5)
+    assert rates_of(55, schedule=schedule)[0] == pytest.approx(late)
 
 
 def test_precision_is_as_asked_or_measured():

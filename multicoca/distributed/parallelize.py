@@ -1,0 +1,167 @@
+"""How a model lies on its ranks: replicated by torch's DDP, or sharded by FSDP2 over a mesh.
+
+Gradients are summed over ranks, never averaged (the convention of `multicoca.model.losses`): DDP, which averages,
+gets the loss times the number of ranks; FSDP2 is told to sum. All ranks run the same modality in a micro-batch, so
+that the collectives of a forward and backward pass are the same on all. Order of wrappers: compile, activation
+checkpointing, sharding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from multicoca.distributed.collectives import broadcast_parameters, world_size
+
+STRATEGIES = ("ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How ranks share a model.
+
+    Attributes:
+        strategy: "ddp", a copy on every rank, or "fsdp", parameters, gradients and optimizer state in shards.
+        replicate: copies of the model with fsdp; with more than one, ranks form a mesh of replicate x shard (HSDP).
+        shard: ranks that share a copy; None takes world size / replicate.
+        reshard_after_forward: with fsdp, parameters are freed between forward and backward (ZeRO-3), or kept (ZeRO-2).
+        bf16_parameters: with fsdp, blocks gather and compute their parameters in bf16; gradients are reduced in fp32,
+            and what lies outside of blocks, heads and temperatures above all, stays fp32.
+        checkpoint_activations: blocks keep their inputs only and run again in the backward pass.
+        compile: compile each block.
+        timeout_s: a collective that takes longer has lost a rank.
+    """
+
+    strategy: str = "ddp"
+    replicate: int = 1
+    shard: int | None = None
+    reshard_after_forward: bool = True
+    bf16_parameters: bool = False
+    checkpoint_activations: bool = False
+    compile: bool = False
+    timeout_s: float = 600.0
+
+
+def mesh_sizes(config: ParallelConfig, ranks: int) -> tuple[int, int]:
+    """Returns (copies of the model, ranks that share one).
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of ranks, or the strategy does not exist.
+    """
+    if config.strategy not in STRATEGIES:
+        raise ValueError(f"parallel.strategy is '{config.strategy}'; choose one of {', '.join(STRATEGIES)}")
+    if config.strategy == "ddp":
+        return ranks, 1
+    shard = ranks // max(config.replicate, 1) if config.shard is None else config.shard
+    if config.replicate < 1 or shard < 1 or config.replicate * shard != ranks:
+        raise ValueError(
+            f"parallel.replicate {config.replicate} x parallel.shard {config.shard or shard} is not the number of "
+            f"processes, {ranks}; set sizes that multiply to it, or leave parallel.shard out"
+        )
+    return config.replicate, shard
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model that is ready to be trained on its ranks.
+
+    Attributes:
+        model: whose parameters are trained; sharded ones are DTensors.
+        forward: call it instead of the model, so that gradients are reduced.
+        gradient_factor: what every loss is multiplied with before its backward pass, so that gradients sum over ranks.
+        is_sharded: whether parameters are DTensors.
+    """
+
+    model: Any
+    forward: nn.Module
+    gradient_factor: int = 1
+    is_sharded: bool = False
+
+    def reducing(self, now: bool) -> AbstractContextManager[None]:
+        """Context of a forward and backward pass; DDP reduces once, in the last one of a step, and FSDP2 in each."""
+        if now or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Context in which every rank has all parameters: any method of the model runs on any rank, on its own.
+
+        All ranks enter it together.
+        """
+        shards = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        before = [module._get_fsdp_state()._fsdp_param_group for module in shards]
+        kept = [None if group is None else group.post_forward_mesh_info for group in before]
+        for module in shards:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module, group, info in zip(shards, before, kept, strict=True):
+                if group is not None:
+                    group.post_forward_mesh_info = info
+                module.reshard()
+
+
+def parallelize(model: Any, config: ParallelConfig, device: torch.device) -> Engine:
+    """Makes a model ready for training on all ranks; each of them calls it with the same weights or other ones.
+
+    Those of rank 0 count.
+
+    Args:
+        model: a CoCa on its device.
+        config: how ranks share it.
+        device: of this rank.
+
+    Raises:
+        ValueError: the mesh does not fit the number of ranks.
+    """
+    replicate, shard = mesh_sizes(config, world_size())
+    blocks = model.blocks
+    for block in blocks:
+        if config.compile:
+            block.compile()
+        if config.checkpoint_activations:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if config.strategy == "fsdp":
+        broadcast_parameters(model)
+        _shard(model, blocks, config, device, replicate, shard)
+        return Engine(model, model, is_sharded=True)
+    if world_size() == 1:
+        return Engine(model, model)
+    on = [device] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its new name came with torch 2.15
+        wrapped = DistributedDataParallel(
+            model, device_ids=on, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
+    return Engine(model, wrapped, gradient_factor=world_size())
+
+
+def _shard(
+    model: Any, blocks: list[nn.Module], config: ParallelConfig, device: torch.device, replicate: int, shard: int
+) -> None:
+    axes = {"replicate": replicate, "shard": shard} if replicate > 1 else {"shard": shard}
+    mesh = init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+    narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    policy = narrow if config.bf16_parameters else MixedPrecisionPolicy()
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other; NCCL is as fast
+    register_fsdp_forward_method(model, "embed_pairs")
