@@ -197,7 +197,7 @@ def train(
             if stopped:
                 break
             if evaluate and config.evaluate_every and done % config.evaluate_every == 0 and done < config.steps:
-                with engine.gathered(), _in_place(average):
+                with _in_place(average), engine.gathered():
                     if rank() == 0:
                         model.eval()
                         evaluate(done, log.writer)

@@ -204,16 +204,19 @@ class Average:
         return dict(self._values)
 
     @contextmanager
-    @torch.no_grad()
     def in_place(self) -> Iterator[None]:
         """Context in which the module's parameters are the averages."""
-        own, values = list(self._own.values()), list(self._values.values())
-        kept = [parameter.detach().clone() for parameter in own]
-        torch._foreach_copy_(own, values)
+        kept = {name: parameter.detach().clone() for name, parameter in self._own.items()}
+        self._put(self._values)
         try:
             yield
         finally:
-            torch._foreach_copy_(own, kept)
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._own.items():
+            parameter.copy_(values[name])
 
 
 def tuned(module: nn.Module, mode: str, last_blocks: int = 0) -> None:
