@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.api import build_bundle, local_folder, read_config, read_tokenizer, save, start_from
@@ -180,8 +181,11 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
     )
     probed = {name: items[: config.evaluation.probe_items] for name, items in listing.of(TEST).items()}
 
-    def evaluate_now(step: int, writer: SummaryWriter) -> None:
-        scalars, answers = probe(bundle, probed, config.evaluation)
+    def evaluate_now(step: int, writer: SummaryWriter, weights: dict[str, Tensor] | None) -> None:
+        usable = _usable(config, bundle, weights)
+        usable.network.eval()
+        scalars, answers = probe(usable, probed, config.evaluation)
+        usable.network.train()
         for tag, value in scalars.items():
             writer.add_scalar(tag, value, step)
         log_answers(writer, step, answers, bundle.processors)
@@ -204,13 +208,18 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
     )
 
 
+def _usable(config: Config, bundle: Bundle, weights: dict[str, Tensor] | None) -> Bundle:
+    """Returns a bundle that one process can use: the trained one, or a new one with whole or averaged weights."""
+    if weights is None:
+        return bundle
+    network = build_bundle(config, bundle.tokenizer).network
+    network.load_state_dict(weights)
+    return replace(bundle, network=network.to(training_device()))
+
+
 def _finish(config: Config, run: _Run, command: str) -> None:
     """Evaluates and writes the model, results.json and the report."""
-    folder, bundle = run.folder, run.bundle
-    if run.outcome.weights is not None:
-        bundle = replace(bundle, network=build_bundle(config, bundle.tokenizer).network)
-        bundle.network.load_state_dict(run.outcome.weights)
-        bundle.network.to(training_device())
+    folder, bundle = run.folder, _usable(config, run.bundle, run.outcome.weights)
     bundle.network.eval()
     started = time.perf_counter()
     results: dict[str, Any] = {}

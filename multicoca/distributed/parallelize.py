@@ -9,15 +9,14 @@ checkpointing, sharding.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -36,8 +35,8 @@ class ParallelConfig:
         replicate: copies of the model with fsdp; with more than one, ranks form a mesh of replicate x shard (HSDP).
         shard: ranks that share a copy; None takes world size / replicate.
         reshard_after_forward: with fsdp, parameters are freed between forward and backward (ZeRO-3), or kept (ZeRO-2).
-        bf16_parameters: with fsdp, blocks gather and compute their parameters in bf16; gradients are reduced in fp32,
-            and what lies outside of blocks, heads and temperatures above all, stays fp32.
+        bf16_parameters: with fsdp on GPUs and bf16 autocast, blocks gather their parameters in bf16; gradients are
+            reduced in fp32, and what lies outside of blocks, heads and temperatures above all, stays fp32.
         checkpoint_activations: blocks keep their inputs only and run again in the backward pass.
         compile: compile each block.
         timeout_s: a collective that takes longer has lost a rank.
@@ -94,28 +93,10 @@ class Engine:
             return nullcontext()
         return self.forward.no_sync()
 
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Context in which every rank has all parameters: any method of the model runs on any rank, on its own.
 
-        All ranks enter it together.
-        """
-        shards = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
-        before = [module._get_fsdp_state()._fsdp_param_group for module in shards]
-        kept = [None if group is None else group.post_forward_mesh_info for group in before]
-        for module in shards:
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
-        try:
-            yield
-        finally:
-            for module, group, info in zip(shards, before, kept, strict=True):
-                if group is not None:
-                    group.post_forward_mesh_info = info
-                module.reshard()
-
-
-def parallelize(model: Any, config: ParallelConfig, device: torch.device) -> Engine:
+def parallelize(
+    model: Any, config: ParallelConfig, device: torch.device, autocast: torch.dtype | None = None
+) -> Engine:
     """Makes a model ready for training on all ranks; each of them calls it with the same weights or other ones.
 
     Those of rank 0 count.
@@ -124,6 +105,7 @@ def parallelize(model: Any, config: ParallelConfig, device: torch.device) -> Eng
         model: a CoCa on its device.
         config: how ranks share it.
         device: of this rank.
+        autocast: the dtype that it will be trained in, None for fp32.
 
     Raises:
         ValueError: the mesh does not fit the number of ranks.
@@ -137,7 +119,11 @@ def parallelize(model: Any, config: ParallelConfig, device: torch.device) -> Eng
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if config.strategy == "fsdp":
         broadcast_parameters(model)
-        _shard(model, blocks, config, device, replicate, shard)
+        # torch's norms on the CPU take no bf16 parameters with the fp32 stream between blocks
+        narrow = config.bf16_parameters and autocast == torch.bfloat16 and device.type == "cuda"
+        axes = {"replicate": replicate, "shard": shard} if replicate > 1 else {"shard": shard}
+        mesh = init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+        _shard(model, blocks, mesh, config.reshard_after_forward, narrow)
         return Engine(model, model, is_sharded=True)
     if world_size() == 1:
         return Engine(model, model)
@@ -150,15 +136,12 @@ def parallelize(model: Any, config: ParallelConfig, device: torch.device) -> Eng
     return Engine(model, wrapped, gradient_factor=world_size())
 
 
-def _shard(
-    model: Any, blocks: list[nn.Module], config: ParallelConfig, device: torch.device, replicate: int, shard: int
-) -> None:
-    axes = {"replicate": replicate, "shard": shard} if replicate > 1 else {"shard": shard}
-    mesh = init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
-    narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    policy = narrow if config.bf16_parameters else MixedPrecisionPolicy()
+def _shard(model: Any, blocks: list[nn.Module], mesh: DeviceMesh, reshard_after_forward: bool, narrow: bool) -> None:
+    policy = MixedPrecisionPolicy()
+    if narrow:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):

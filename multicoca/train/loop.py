@@ -128,7 +128,7 @@ def train(
     ledger: Ledger,
     broken_share: BrokenShare,
     num_workers: int = 0,
-    evaluate: Callable[[int, SummaryWriter], None] | None = None,
+    evaluate: Callable[[int, SummaryWriter, dict[str, Tensor] | None], None] | None = None,
     parallel: ParallelConfig | None = None,
 ) -> TrainOutcome:
     """Trains from the newest checkpoint in `folder`, or from the start, to the last step or a signal.
@@ -143,7 +143,8 @@ def train(
         ledger: takes files that cannot be read.
         broken_share: stops the run when they are too many.
         num_workers: processes that read data.
-        evaluate: called on rank 0 at evaluations with the step and the TensorBoard writer.
+        evaluate: called on rank 0 at evaluations with the step, the TensorBoard writer and what `TrainOutcome.weights`
+            would be.
         parallel: how ranks share the model; each has a copy by default.
 
     Raises:
@@ -151,12 +152,12 @@ def train(
     """
     device = next(model.parameters()).device
     tuned(model, config.tuning, config.last_blocks)
-    engine = parallelize(model, parallel or ParallelConfig(), device)
+    autocast, reason = choose_precision(config.precision, device, model.config.width)
+    engine = parallelize(model, parallel or ParallelConfig(), device, autocast)
     optimizers = build_optimizers(model, optim)
     average = None if optim.ema_decay is None else Average(model, optim.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints", model, optimizers, average, config.keep_last, config.keep_every)
     first, earlier_s, torn = checkpoints.load_latest()
-    autocast, reason = choose_precision(config.precision, device, model.config.width)
     log = TrainingLog(folder / "tensorboard", first, config.steps, world_size(), visible=rank() == 0)
     for message in torn:
         log.say(message)
@@ -197,11 +198,9 @@ def train(
             if stopped:
                 break
             if evaluate and config.evaluate_every and done % config.evaluate_every == 0 and done < config.steps:
-                with _in_place(average), engine.gathered():
-                    if rank() == 0:
-                        model.eval()
-                        evaluate(done, log.writer)
-                        model.train()
+                weights = _whole_weights(engine, average)
+                if rank() == 0:
+                    evaluate(done, log.writer, weights)
                 log.pause()
         checkpoints.finish()
         if stopped:

@@ -73,7 +73,7 @@ def test_a_resumed_run_is_the_run_never_stopped(run_parts, tmp_path, muon_lr):
     whole, listing, steps = run_parts(["image"])
     go(whole, listing, steps, tmp_path / "whole", 8, muon_lr=muon_lr)
     stopped, *_ = run_parts(["image"])
-    first = go(stopped, listing, steps, tmp_path / "stopped", 8, lambda step, _: os.kill(os.getpid(), signal.SIGTERM),
+    first = go(stopped, listing, steps, tmp_path / "stopped", 8, lambda step, *_: os.kill(os.getpid(), signal.SIGTERM),
                muon_lr=muon_lr, evaluate_every=3)  # fmt: skip
     assert first.signal_number == signal.SIGTERM
     assert 3 <= first.steps < 8
