@@ -37,7 +37,15 @@ def distributed(device: torch.device, timeout_s: float = 600.0) -> Iterator[None
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    limit = timedelta(seconds=timeout_s)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun keeps its store over restarts; gloo of torch 2.15 would read the addresses of ranks that are gone
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit)
+        own = dist.PrefixStore(f"multicoca/start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        ranks = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+        dist.init_process_group(backend, store=own, timeout=limit, **ranks)
+    else:
+        dist.init_process_group(backend, timeout=limit)
     try:
         yield
     finally:
