@@ -9,17 +9,17 @@ import torch
 
 from multicoca.api import build_bundle
 from multicoca.build import build, build_modalities, find_target
-from multicoca.cli.compose import compose_config
+from multicoca.cli.compose import compose_config, compose_launcher
 from multicoca.config import from_yaml, to_yaml
 from multicoca.text.tokenizer import TextTokenizer
 
 CONFIGS = Path(str(files("multicoca_configs")))
 GROUPS = {
-    group.name: sorted(path.stem for path in group.glob("*.yaml"))
-    for group in CONFIGS.iterdir()
+    group.relative_to(CONFIGS).as_posix(): sorted(path.stem for path in group.glob("*.yaml"))
+    for group in CONFIGS.rglob("*")
     if group.is_dir() and not group.name.startswith("_")
 }
-CHOICES = [(group, name) for group, names in sorted(GROUPS.items()) for name in names]
+CHOICES = [(group, name) for group, names in sorted(GROUPS.items()) for name in names if group != "hydra/launcher"]
 TOP = {"train", "evaluate"}
 
 
@@ -43,6 +43,15 @@ def test_every_choice_composes_and_builds(group, name):
     with torch.device("meta") if published else torch.device("cpu"):
         bundle = build_bundle(config, tokenizer)
     assert set(bundle.network.heads) == set(config.modalities)
+
+
+def test_a_launcher_is_composed_with_its_overrides():
+    found = compose_launcher("train", ["hydra/launcher=slurm", "hydra.launcher.nodes=4", "name=big"])
+    assert found["_target_"].endswith("SlurmLauncher")
+    assert (found["nodes"], found["tasks_per_node"], found["name"]) == (4, 8, "big")
+    assert found["submitit_folder"] == "runs/big/slurm/%j"
+    with pytest.raises(ValueError, match="nodess"):
+        compose_launcher("train", ["hydra/launcher=slurm", "hydra.launcher.nodess=4"])
 
 
 @pytest.mark.parametrize("name", sorted(TOP))

@@ -33,7 +33,8 @@ class ParallelConfig:
     Attributes:
         strategy: "ddp", a copy on every rank, or "fsdp", parameters, gradients and optimizer state in shards.
         replicate: copies of the model with fsdp; with more than one, ranks form a mesh of replicate x shard (HSDP).
-        shard: ranks that share a copy; None takes world size / replicate.
+            None takes world size / shard, 1 if that is not set either.
+        shard: ranks that share a copy with fsdp; None takes world size / replicate.
         reshard_after_forward: with fsdp, parameters are freed between forward and backward (ZeRO-3), or kept (ZeRO-2).
         bf16_parameters: with fsdp on GPUs and bf16 autocast, blocks gather their parameters in bf16; gradients are
             reduced in fp32, and what lies outside of blocks, heads and temperatures above all, stays fp32.
@@ -43,7 +44,7 @@ class ParallelConfig:
     """
 
     strategy: str = "ddp"
-    replicate: int = 1
+    replicate: int | None = None
     shard: int | None = None
     reshard_after_forward: bool = True
     bf16_parameters: bool = False
@@ -62,13 +63,17 @@ def mesh_sizes(config: ParallelConfig, ranks: int) -> tuple[int, int]:
         raise ValueError(f"parallel.strategy is '{config.strategy}'; choose one of {', '.join(STRATEGIES)}")
     if config.strategy == "ddp":
         return ranks, 1
-    shard = ranks // max(config.replicate, 1) if config.shard is None else config.shard
-    if config.replicate < 1 or shard < 1 or config.replicate * shard != ranks:
+    replicate, shard = config.replicate, config.shard
+    if replicate is None:
+        replicate = 1 if shard is None else ranks // max(shard, 1)
+    if shard is None:
+        shard = ranks // max(replicate, 1)
+    if replicate < 1 or shard < 1 or replicate * shard != ranks:
         raise ValueError(
-            f"parallel.replicate {config.replicate} x parallel.shard {config.shard or shard} is not the number of "
-            f"processes, {ranks}; set sizes that multiply to it, or leave parallel.shard out"
+            f"parallel.replicate {config.replicate} and parallel.shard {config.shard} do not multiply to the number of "
+            f"processes, {ranks}; set sizes that do, or leave one of them out"
         )
-    return config.replicate, shard
+    return replicate, shard
 
 
 @dataclass(frozen=True)

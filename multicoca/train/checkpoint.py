@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from multicoca.distributed.collectives import rank, side_group, wait_for_all, world_size
 from multicoca.train.optim import Average, Optimizers
@@ -116,8 +116,7 @@ class Checkpoints:
                 step, seconds = self._load(path, set(saved))
                 return step, seconds, torn
             except _TORN as error:
-                reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-                torn.append(f"the checkpoint {path} is torn and left out ({reason})")
+                torn.append(f"the checkpoint {path} is torn and left out ({_last_line(error)})")
         if torn:
             raise ValueError("no checkpoint can be read; delete the run or start another: " + "; ".join(torn))
         return 0, 0.0, torn
@@ -134,8 +133,13 @@ class Checkpoints:
         for name in unsaved:  # an optimizer has no state for what has had no gradient yet
             del state["optimizer"]["state"][name]
         dcp.load(state, checkpoint_id=path, no_dist=world_size() == 1)
+        options = StateDictOptions(strict=False)  # that nothing else is missing, `_check_shapes` has seen
         set_state_dict(
-            self.model, self.optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+            self.model,
+            self.optimizers,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=options,
         )
         step, seconds = state["progress"].tolist()
         return int(step), seconds
@@ -162,10 +166,16 @@ class Checkpoints:
             kept = whole_checkpoints(self.folder)
             free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.anchor or ".").free
             raise ValueError(
-                f"a checkpoint cannot be written to {self.folder} ({free / 2**20:,.0f} MiB free): {error}. "
+                f"a checkpoint cannot be written to {self.folder} ({free / 2**20:,.0f} MiB free): {_last_line(error)}. "
                 f"{f'The newest whole one is {kept[-1].name}' if kept else 'There is none before it'}; "
                 "make room or mend the permissions, and the same command goes on"
             ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """Returns the reason that stands at the end of errors that quote the traces of all ranks."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -44,7 +44,8 @@ def kill_a_rank(process: subprocess.Popen, folder: Path, step: int) -> None:
     """Waits for a checkpoint and kills rank 1."""
     until = time.monotonic() + DEADLINE_S
     while not (folder / "run" / "checkpoints" / f"step_{step:08d}").is_dir():
-        assert time.monotonic() < until and process.poll() is None
+        assert time.monotonic() < until
+        assert process.poll() is None
         time.sleep(0.02)
     for child in psutil.Process(process.pid).children(recursive=True):
         if child.environ().get("RANK") == "1":
