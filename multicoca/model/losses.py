@@ -8,12 +8,11 @@ the whole optimizer step, over all micro-batches and ranks. Source: CoCa (arXiv 
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from multicoca.distributed.collectives import gather, rank
+from multicoca.nn.contrastive import summed_contrastive
 
 
 def contrastive_loss(
@@ -38,8 +37,5 @@ def contrastive_loss(
     if reduction not in ("sum", "mean"):
         raise ValueError(f"loss.contrastive_reduction is '{reduction}'; choose 'sum' or 'mean'")
     all_source, all_text = gather(source), gather(text)
-    labels = torch.arange(len(source), device=source.device) + rank() * len(source)
-    to_text = F.cross_entropy(logit_scale * source @ all_text.T, labels, reduction="sum")
-    to_source = F.cross_entropy(logit_scale * text @ all_source.T, labels, reduction="sum")
-    total = (to_text + to_source) / len(all_source)
+    total = summed_contrastive(source, text, all_source, all_text, logit_scale, rank() * len(source)) / len(all_source)
     return total if reduction == "sum" else total / 2
