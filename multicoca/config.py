@@ -60,8 +60,7 @@ class DataConfig(MixtureConfig):
 
     def common_size(self) -> int:
         """Returns what the number of processes must divide: the common part of all micro-batches' sizes."""
-        sizes = [self.batch_size, *(share.batch_size for share in self.mixture.values() if share.batch_size)]
-        return max(1, math.gcd(*sizes) // max(1, self.micro_batches))
+        return max(1, math.gcd(self.batch_size, *self.batch_sizes.values()) // max(1, self.micro_batches))
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,10 @@ class Config:
 
 def register() -> None:
     """Makes the schema known to Hydra under the name `multicoca_schema`."""
-    ConfigStore.instance().store(name="multicoca_schema", node=_writable(OmegaConf.structured(Config)))
+    node = _writable(OmegaConf.structured(Config))
+    for names in (node.data.weights, node.data.batch_sizes):  # their keys are names, which may be added without a plus
+        OmegaConf.set_struct(names, False)
+    ConfigStore.instance().store(name="multicoca_schema", node=node)
 
 
 def from_hydra(composed: DictConfig) -> Config:

@@ -55,7 +55,7 @@ class Steps(Dataset):
                 raise ValueError(f"there are no training items for the modality '{modality}'; add some or leave it out")
         self.orders: dict[str, Order] = {}
         for modality in processors:
-            own = mixture.batch_size(modality, batch_size)
+            own = mixture.batch_sizes.get(modality, batch_size)
             _check_batch_size(modality, own, world_size, mixture.micro_batches)
             self.orders[modality] = Order(modality, items[modality], own, seed)
         sizes = {modality: order.size for modality, order in self.orders.items()}
@@ -130,7 +130,7 @@ class Steps(Dataset):
                 size = len(order.streams[stream].items)
                 raise ValueError(
                     f"of the {size} {order.modality} training items so many cannot be read that a batch is not full; "
-                    f"set data.batch_size or data.mixture.{order.modality}.batch_size lower. "
+                    f"set data.batch_size or data.batch_sizes.{order.modality} lower. "
                     f"The last: {problems[-1].file}: {problems[-1].reason}"
                 )
             if other == slot:
@@ -153,7 +153,7 @@ class Steps(Dataset):
 
 
 def _check_batch_size(modality: str, batch_size: int, world_size: int, micro_batches: int) -> None:
-    name = f"the batch size of '{modality}' (data.batch_size or data.mixture.{modality}.batch_size)"
+    name = f"the batch size of '{modality}' (data.batch_size or data.batch_sizes.{modality})"
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"{name} is {batch_size}, which {world_size} processes cannot share equally")
     if micro_batches > 1 and batch_size % (world_size * micro_batches):

@@ -24,40 +24,24 @@ _PERIOD = 1000  # slots of the table of modalities: weights are met to a thousan
 
 
 @dataclass(frozen=True)
-class ShareConfig:
-    """What one modality gets.
-
-    Attributes:
-        weight: its share of the batches when `batches_per_step` is set, in proportion to the other weights; either
-            all modalities have one or none.
-        batch_size: of its batches, instead of `data.batch_size`.
-    """
-
-    weight: float | None = None
-    batch_size: int | None = None
-
-
-@dataclass(frozen=True)
 class MixtureConfig:
     """Which batches a step holds.
 
     Attributes:
         batches_per_step: number of batches of a step, drawn by weight; None gives one of every modality.
+        weights: by modality, the shares of the batches when `batches_per_step` is set, in proportion to one another;
+            all modalities have one or none.
         temperature: without weights, a modality of n items gets a share in proportion to n ** (1 / temperature): 1 is
             in proportion, more evens out.
         micro_batches: parts in which each batch is computed, one after the other.
-        mixture: weight and batch size by modality.
+        batch_sizes: by modality, instead of `data.batch_size`.
     """
 
     batches_per_step: int | None = None
+    weights: dict[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     micro_batches: int = 1
-    mixture: dict[str, ShareConfig] = field(default_factory=dict)
-
-    def batch_size(self, modality: str, otherwise: int) -> int:
-        """Returns the batch size of a modality."""
-        own = self.mixture.get(modality, ShareConfig()).batch_size
-        return otherwise if own is None else own
+    batch_sizes: dict[str, int] = field(default_factory=dict)
 
 
 class Schedule:
@@ -83,7 +67,7 @@ class Schedule:
                 if quota == 0:
                     raise ValueError(
                         f"'{modality}' would get less than one of {_PERIOD} batches; raise its weight "
-                        f"(data.mixture.{modality}.weight) or data.temperature, or leave it out"
+                        f"(data.weights.{modality}) or data.temperature, or leave it out"
                     )
             self._table = interleaved([quota // math.gcd(*quotas) for quota in quotas])
         self._before = []  # how often the modality of a slot stands earlier in the table
@@ -146,7 +130,7 @@ class Order:
                 less = f"lower data.source.repeats.{stream.name}, or " if stream.name else ""
                 raise ValueError(
                     f"{of} has {size} training items, but a batch of {batch_size} takes {quota} different ones; "
-                    f"{less}set data.batch_size or data.mixture.{modality}.batch_size lower"
+                    f"{less}set data.batch_size or data.batch_sizes.{modality} lower"
                 )
         columns = [count() for _ in self.streams]
         self._slots = [(stream, next(columns[stream])) for stream in interleaved(self.quotas)]
@@ -236,34 +220,29 @@ def interleaved(quotas: Sequence[int]) -> list[int]:
 
 def _weights(sizes: Mapping[str, float], config: MixtureConfig) -> dict[str, float]:
     """Returns the modalities' shares of the batches, after a look at all settings."""
-    unknown = set(config.mixture) - set(sizes)
-    if unknown:
-        raise ValueError(f"data.mixture names {', '.join(sorted(unknown))}; the modalities are {', '.join(sizes)}")
+    for key, named in (("weights", config.weights), ("batch_sizes", config.batch_sizes)):
+        unknown = sorted(set(named) - set(sizes))
+        if unknown:
+            raise ValueError(f"data.{key} names {', '.join(unknown)}; the modalities are {', '.join(sizes)}")
     for name, value in (("batches_per_step", config.batches_per_step), ("micro_batches", config.micro_batches)):
         if value is not None and value < 1:
             raise ValueError(f"data.{name} is {value}; it must be at least 1")
     if not config.temperature > 0:
         raise ValueError(f"data.temperature is {config.temperature}; it must be above 0")
-    given = {name: share.weight for name, share in config.mixture.items() if share.weight is not None}
+    given = config.weights
     for name, weight in given.items():
         if not 0 < weight < math.inf:
-            raise ValueError(
-                f"data.mixture.{name}.weight is {weight}; it must be above 0. Leave the modality out instead"
-            )
+            raise ValueError(f"data.weights.{name} is {weight}; it must be above 0. Leave the modality out instead")
     if config.batches_per_step is None and (given or config.temperature != 1.0):
-        which = f"data.mixture.{next(iter(given))}.weight" if given else "data.temperature"
+        which = f"data.weights.{next(iter(given))}" if given else "data.temperature"
         raise ValueError(
             f"{which} says how batches are drawn, but without data.batches_per_step each step has one of every modality"
         )
     if given and config.temperature != 1.0:
-        raise ValueError(
-            "data.temperature makes weights of the numbers of items; remove it, or all data.mixture.*.weight"
-        )
+        raise ValueError("data.temperature makes weights of the numbers of items; remove it, or data.weights")
     if given and set(given) != set(sizes):
         missing = ", ".join(name for name in sizes if name not in given)
-        raise ValueError(
-            f"some modalities have a weight, but {missing} has none; set data.mixture.*.weight of all or none"
-        )
+        raise ValueError(f"some modalities have a weight, but {missing} has none; give one to all or to none")
     return (
         dict.fromkeys(sizes, 0.0) | given
         if given

@@ -115,6 +115,7 @@ def index_shards(shards: Sequence[str]) -> list[Path]:
     if missing:
         with _executor(missing) as pool:
             files = pool.map(_build, missing)
+            opened.cache_clear()
             built = dict(zip(missing, tqdm(files, total=len(missing), desc="indexing", unit="shard"), strict=True))
     return [file or built[shard] for shard, (file, _) in zip(shards, found, strict=True)]
 

@@ -6,11 +6,12 @@ Members with the same name up to the first dot of the last part are one sample, 
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 
@@ -74,7 +75,7 @@ def scan_shard(url: str) -> Scan:
     return scan
 
 
-def _samples(file: BinaryIO, url: str, problems: list[str]) -> Iterator[Sample]:
+def _samples(file: io.IOBase, url: str, problems: list[str]) -> Iterator[Sample]:
     """Yields the samples of a tar."""
     sample = None
     for member, is_whole in _members(file, url, problems):
@@ -99,13 +100,20 @@ def _samples(file: BinaryIO, url: str, problems: list[str]) -> Iterator[Sample]:
         yield sample
 
 
-def _members(file: BinaryIO, url: str, problems: list[str]) -> Iterator[tuple[Member, bool]]:
+def _members(file: io.IOBase, url: str, problems: list[str]) -> Iterator[tuple[Member, bool]]:
     """Yields (member, whether the tar holds all of it); the end of a tar that has none is a problem."""
     end = file.seek(0, 2)
     file.seek(0)
     last = "its beginning"
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (header := tar.next()) is not None:
+        while True:
+            try:
+                header = tar.next()
+            except tarfile.TarError as error:
+                problems.append(f"it is cut short behind {last}: {error}")
+                return
+            if header is None:
+                break
             tar.members.clear()  # or it keeps all headers
             is_whole = header.offset_data + header.size <= end
             if header.isreg() and not header.issparse():

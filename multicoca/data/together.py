@@ -70,7 +70,7 @@ class Together:
         ValueError: there is no source, or a number of repeats is not above 0 or of no source.
     """
 
-    def __init__(self, sources: Mapping[str, Source], repeats: Mapping[str, float] | None = None):
+    def __init__(self, sources: Mapping[str, Source], repeats: Mapping[str, int | float] | None = None):
         self.sources, self.repeats = dict(sources), dict(repeats or {})
         if not self.sources:
             raise ValueError("data.source.sources is empty; name at least one source")
@@ -92,7 +92,7 @@ class Together:
                     total[modality] = total.get(modality, 0) + count
             for split, by_modality in own.splits.items():
                 for modality, items in by_modality.items():
-                    stream = Stream(name, items, self.repeats.get(name, 1.0))
+                    stream = Stream(name, items, float(self.repeats.get(name, 1)))
                     streams.setdefault(split, {}).setdefault(modality, []).append(stream)
         for split, by_modality in streams.items():
             listing.splits[split] = {modality: Joined(parts) for modality, parts in by_modality.items()}

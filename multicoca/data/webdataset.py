@@ -149,7 +149,7 @@ def _refuse_repeated_keys(
     """Marks all but the first of the items of a modality that have the same key, and notes them."""
     for modality, name in enumerate(names):
         rows = np.flatnonzero(table["usable"] & (table["modality"] == modality))
-        order = rows[np.argsort(table["hash"][rows], kind="stable")]
+        order = rows[np.argsort(table["hash"][rows], kind="stable")].tolist()
         first = 0
         is_repeated = table["hash"][order][1:] == table["hash"][order][:-1]
         for place in np.flatnonzero(is_repeated).tolist():
