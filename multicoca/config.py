@@ -7,6 +7,7 @@ sees Hydra.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from multicoca.data.mixture import MixtureConfig
 from multicoca.distributed.parallelize import ParallelConfig
 from multicoca.eval.evaluator import EvaluationConfig
 from multicoca.model.config import ModelConfig
@@ -39,22 +41,26 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the data is and how it is read.
+class DataConfig(MixtureConfig):
+    """Where the data is and how it is read; what a step holds is said by `MixtureConfig`.
 
     Attributes:
         source: `_target_` and arguments of the source.
-        root: the source's folder or manifest.
-        batch_size: pairs of each modality in a step, over all processes.
+        root: what the source reads: a folder, a manifest, shards or a list of them.
+        batch_size: pairs of a batch, over all processes.
         workers: processes that read data, for each rank; None takes one per spare core.
         max_broken_share: training stops when a larger share of a modality's items cannot be used.
     """
 
     source: dict[str, Any] = field(default_factory=dict)
-    root: str | None = None
+    root: Any = None
     batch_size: int = 64
     workers: int | None = None
     max_broken_share: float = 0.05
+
+    def common_size(self) -> int:
+        """Returns what the number of processes must divide: the common part of all micro-batches' sizes."""
+        return max(1, math.gcd(self.batch_size, *self.batch_sizes.values()) // max(1, self.micro_batches))
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,10 @@ class Config:
 
 def register() -> None:
     """Makes the schema known to Hydra under the name `multicoca_schema`."""
-    ConfigStore.instance().store(name="multicoca_schema", node=_writable(OmegaConf.structured(Config)))
+    node = _writable(OmegaConf.structured(Config))
+    for names in (node.data.weights, node.data.batch_sizes):  # their keys are names, which may be added without a plus
+        OmegaConf.set_struct(names, False)
+    ConfigStore.instance().store(name="multicoca_schema", node=node)
 
 
 def from_hydra(composed: DictConfig) -> Config:

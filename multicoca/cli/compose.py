@@ -29,7 +29,7 @@ def compose_config(name: str, overrides: list[str]) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            composed = compose(name, overrides=[*search_path(), *overrides])
+            composed = compose(name, overrides=[*search_path(), *map(_quoted, overrides)])
             OmegaConf.resolve(composed)
             return from_hydra(composed)
     except (HydraException, OmegaConfBaseException) as error:
@@ -51,6 +51,13 @@ def compose_launcher(name: str, overrides: list[str]) -> dict[str, Any]:
             return OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"the launcher's configuration cannot be composed: {error}") from error
+
+
+def _quoted(override: str) -> str:
+    """Puts quotes around a value with a brace pattern such as shards/{000..009}.tar, which Hydra cannot read."""
+    key, is_set, value = override.partition("=")
+    is_pattern = "{" in value and "${" not in value and value[0] not in "{['\""
+    return f"{key}='{value}'" if is_set and is_pattern else override
 
 
 def search_path() -> list[str]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": "write captions for files",
     "index": "embed the files of a folder for search",
     "search": "find files in an index by a sentence or by another file",
+    "data": "write WebDataset shards, index them, or read all data once to find what is broken",
     "convert": "make a model folder of public weights (open_clip's CoCa)",
     "export": "write a model's weights in the form of open_clip's CoCa",
     "doctor": "say what is installed, what is missing and the command that mends it",

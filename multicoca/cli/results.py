@@ -33,7 +33,7 @@ def log_answers(
     """Shows captions beside references, with thumbnails and whatever else a modality shows, in TensorBoard."""
     for modality, own in answers.items():
         for number, item in enumerate(own.items[:_TENSORBOARD_EXAMPLES]):
-            raw, tag = processors[modality].decode(item.file), f"examples/{modality}/{number}"
+            raw, tag = item.decode(processors[modality]), f"examples/{modality}/{number}"
             writer.add_image(tag, np.asarray(processors[modality].thumbnail(raw)), step, dataformats="HWC")
             if isinstance(processors[modality], TensorBoardViewer):
                 processors[modality].show(writer, f"{tag}/full", raw, step)
@@ -148,7 +148,7 @@ def _curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def _thumbnail(item: Item, processor: Processor) -> Image:
-    return processor.thumbnail(processor.decode(item.file))
+    return processor.thumbnail(item.decode(processor))
 
 
 def _caption_examples(bundle: Bundle, modality: str, answers: Answers) -> list[CaptionExample]:

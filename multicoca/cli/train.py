@@ -62,7 +62,7 @@ def run_train(arguments: list[str]) -> int:
     config = _started(compose_config("train", arguments), arguments)
     device = training_device()
     if device.type == "cpu" and not is_launched():
-        count = local_processes(config.train.cpu_processes, config.data.batch_size)
+        count = local_processes(config.train.cpu_processes, config.data.common_size())
         if count > 1:
             return run_processes(["-m", "multicoca.cli.train", *arguments], count)
     folder = Path(config.output) / config.name
@@ -178,6 +178,7 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
         config.seed,
         rank(),
         world_size(),
+        config.data,
     )
     probed = {name: items[: config.evaluation.probe_items] for name, items in listing.of(TEST).items()}
 

@@ -1,17 +1,19 @@
 """Batches by step number. Workers hold no state: what a step reads follows from (config, step, rank).
 
-Each optimizer step takes one batch of every modality. A broken file is replaced by another one, chosen by a
-key, and reported with the batch; evaluation replaces nothing.
+`multicoca.data.mixture` says which items a step takes. A broken file is replaced by another one, chosen by a key so
+that no batch holds an item twice, and reported with the batch; evaluation replaces nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from multicoca.data.order import keyed_number, sample_at
+from multicoca.data.mixture import MixtureConfig, Order, Place, Schedule
+from multicoca.data.order import keyed_number
 from multicoca.data.sample import Batch, Item, Problem
 from multicoca.modality import Processor, UnreadableFileError
 from multicoca.text.tokenizer import TextTokenizer
@@ -20,19 +22,20 @@ _ATTEMPTS = 100  # broken files in a row, as in Megatron-Energon
 
 
 class Steps(Dataset):
-    """Maps a step to one batch of each modality.
+    """Maps a step to its batches.
 
     Args:
-        items: training items by modality.
+        items: training items by modality; a sequence may make its items only when they are asked for.
         processors: who reads them.
         tokenizer: encodes the captions.
-        batch_size: pairs of each modality in a step, over all ranks.
+        batch_size: pairs of a batch, over all ranks, where the mixture gives no other.
         seed: the run's seed.
         rank: number of this process.
         world_size: number of processes.
+        mixture: which batches a step holds.
 
     Raises:
-        ValueError: a modality has no items, or the batch cannot be split over the ranks.
+        ValueError: a modality has no items or too few, or a batch cannot be split over the ranks.
     """
 
     def __init__(
@@ -44,55 +47,120 @@ class Steps(Dataset):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        mixture: MixtureConfig | None = None,
     ):
-        if batch_size < world_size or batch_size % world_size:
-            raise ValueError(f"data.batch_size is {batch_size}, which {world_size} processes cannot share equally")
+        mixture = mixture or MixtureConfig()
         for modality in processors:
-            if len(items.get(modality, ())) < world_size:
+            if not items.get(modality):
                 raise ValueError(f"there are no training items for the modality '{modality}'; add some or leave it out")
-        self.items = {modality: tuple(items[modality]) for modality in processors}
+        self.orders: dict[str, Order] = {}
+        for modality in processors:
+            own = mixture.batch_sizes.get(modality, batch_size)
+            _check_batch_size(modality, own, world_size, mixture.micro_batches)
+            self.orders[modality] = Order(modality, items[modality], own, seed)
+        sizes = {modality: order.size for modality, order in self.orders.items()}
+        self.schedule = Schedule(sizes, mixture)
         self.processors = dict(processors)
         self.tokenizer = tokenizer
+        self.micro_batches = mixture.micro_batches
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.batch_sizes = {
-            modality: min(batch_size, len(own) // world_size * world_size) for modality, own in self.items.items()
-        }
 
     def __getitem__(self, step: int) -> list[Batch]:
-        """Returns this rank's batches of a step, one of each modality."""
-        return [self._batch(modality, step) for modality in self.items]
+        """Returns this rank's batches of a step; the micro-batches of a batch follow one another."""
+        batches = []
+        for number, (modality, batch) in enumerate(self.schedule.batches(step)):
+            micro = self.orders[modality].batch_size // self.micro_batches
+            local = micro // self.world_size
+            for part in range(self.micro_batches):
+                first = part * micro + self.rank * local
+                batches.append(self._batch(modality, batch, range(first, first + local), number))
+        return batches
 
     def epochs_ended(self, step: int) -> list[str]:
-        """Returns a line for the log for every epoch that ends with a step."""
-        del step
-        return []
+        """Returns a sentence for the log for every epoch that ends with a step."""
+        return [line for modality, batch in self.schedule.batches(step) for line in self.orders[modality].ended(batch)]
 
-    def _batch(self, modality: str, step: int) -> Batch:
-        items, processor = self.items[modality], self.processors[modality]
-        batch_size = self.batch_sizes[modality]
-        local = batch_size // self.world_size
-        start = step * batch_size + self.rank * local
+    def _batch(self, modality: str, batch: int, slots: Iterable[int], number: int) -> Batch:
+        """Reads some slots of a batch."""
+        order, processor = self.orders[modality], self.processors[modality]
         samples, texts, keys, problems = [], [], [], []
-        for position in range(start, start + local):
-            epoch, index = sample_at(position, len(items), batch_size, self.seed, modality)
-            for attempt in range(_ATTEMPTS):
-                item = items[index]
-                generator = torch.Generator().manual_seed(keyed_number(self.seed, epoch, modality, item.key) >> 1)
-                try:
-                    samples.append(processor.preprocess(processor.decode(item.file), True, generator))
-                except UnreadableFileError as error:
-                    problems.append(Problem(item.key, str(item.file), str(error), "train", modality))
-                    index = keyed_number(self.seed, modality, position, attempt) % len(items)
-                    continue
-                keys.append(item.key)
-                texts.append(item.texts[keyed_number(self.seed, epoch, modality, item.key, "text") % len(item.texts)])
-                break
-            else:
-                raise ValueError(
-                    f"{_ATTEMPTS} {modality} files in a row cannot be read; the last: {problems[-1].reason}"
-                )
+        for slot in slots:
+            place, sample = self._filled(order, processor, batch, slot, problems)
+            item = order.item(place)
+            keys.append(item.key)
+            samples.append(sample)
+            chosen = keyed_number(self.seed, place.epoch, modality, item.key, "text") % len(item.texts)
+            texts.append(item.texts[chosen])
         ids, lengths = self.tokenizer(texts)
-        return Batch(modality, processor.collate(samples), ids, lengths, tuple(keys), tuple(problems))
+        return Batch(modality, processor.collate(samples), ids, lengths, tuple(keys), tuple(problems), number)
+
+    def _filled(
+        self, order: Order, processor: Processor, batch: int, slot: int, problems: list[Problem]
+    ) -> tuple[Place, dict[str, torch.Tensor]]:
+        """Returns what stands in a slot with its sample: the first of its candidates that can be read."""
+        before = len(problems)
+        found = self._first_readable(order, processor, islice(order.places(batch, slot), _ATTEMPTS), problems)
+        if found is not None:
+            return found
+        if len(problems) - before == _ATTEMPTS:
+            raise ValueError(
+                f"{_ATTEMPTS} {order.modality} files in a row cannot be read; the last: {problems[-1].reason}"
+            )
+        return self._spare(order, processor, batch, slot, problems)
+
+    def _spare(
+        self, order: Order, processor: Processor, batch: int, slot: int, problems: list[Problem]
+    ) -> tuple[Place, dict[str, torch.Tensor]]:
+        """Fills a slot all of whose few candidates are broken, as it happens in small sets.
+
+        What other slots hold must be known, so all of the stream's slots are read; every rank comes to the same.
+        """
+        stream, slots = order.slots_of(slot)
+        taken, waiting = set(), []
+        for other in slots:
+            found = self._first_readable(order, processor, islice(order.places(batch, other), _ATTEMPTS), [])
+            if found is None:
+                waiting.append(other)
+            else:
+                taken.add(found[0])
+        free = (place for place in order.spares(batch, stream) if place not in taken)
+        for other in waiting:
+            found = self._first_readable(order, processor, free, problems)
+            if found is None:
+                size = len(order.streams[stream].items)
+                raise ValueError(
+                    f"of the {size} {order.modality} training items so many cannot be read that a batch is not full; "
+                    f"set data.batch_size or data.batch_sizes.{order.modality} lower. "
+                    f"The last: {problems[-1].file}: {problems[-1].reason}"
+                )
+            if other == slot:
+                return found
+        raise AssertionError(f"slot {slot} of batch {batch} waits for nothing")
+
+    def _first_readable(
+        self, order: Order, processor: Processor, places: Iterable[Place], problems: list[Problem]
+    ) -> tuple[Place, dict[str, torch.Tensor]] | None:
+        """Returns the first place whose item can be read, with its sample; adds a problem for each that cannot."""
+        for place in places:
+            item = order.item(place)
+            key = keyed_number(self.seed, place.epoch, order.modality, item.key) >> 1
+            generator = torch.Generator().manual_seed(key)
+            try:
+                return place, processor.preprocess(item.decode(processor), True, generator)
+            except UnreadableFileError as error:
+                problems.append(Problem(item.key, str(item.file), str(error), "train", order.modality))
+        return None
+
+
+def _check_batch_size(modality: str, batch_size: int, world_size: int, micro_batches: int) -> None:
+    name = f"the batch size of '{modality}' (data.batch_size or data.batch_sizes.{modality})"
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(f"{name} is {batch_size}, which {world_size} processes cannot share equally")
+    if micro_batches > 1 and batch_size % (world_size * micro_batches):
+        raise ValueError(
+            f"{name} is {batch_size}, which cannot be divided into data.micro_batches={micro_batches} equal parts "
+            f"for each of {world_size} processes; make it a multiple of {world_size * micro_batches}"
+        )
 
 
 def training_batches(steps: Steps, first: int, last: int, num_workers: int) -> Iterable[list[Batch]]:
@@ -112,7 +180,7 @@ class Reader(Dataset):
     """Reads items for evaluation, one sample or one problem each. Nothing is replaced."""
 
     def __init__(self, items: Sequence[Item], processor: Processor):
-        self.items, self.processor = tuple(items), processor
+        self.items, self.processor = items, processor
 
     def __len__(self) -> int:
         return len(self.items)
@@ -121,7 +189,7 @@ class Reader(Dataset):
         """Returns (item, its sample, or the problem with it)."""
         item = self.items[index]
         try:
-            return item, self.processor.preprocess(self.processor.decode(item.file), False, torch.Generator())
+            return item, self.processor.preprocess(item.decode(self.processor), False, torch.Generator())
         except UnreadableFileError as error:
             return item, Problem(item.key, str(item.file), str(error), modality=item.modality)
 

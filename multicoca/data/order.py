@@ -39,24 +39,6 @@ def permuted(position: int, size: int, *key: int | str) -> int:
             return value
 
 
-def sample_at(position: int, size: int, batch_size: int, seed: int, name: str) -> tuple[int, int]:
-    """Returns (epoch, index) of the sample at a global position of a training run.
-
-    An epoch is as many whole batches as the set gives; the few samples left over are others each epoch. No
-    batch spans two epochs, so none holds a sample twice.
-
-    Args:
-        position: counts samples from the start of the run, over all ranks.
-        size: samples of the set.
-        batch_size: the global batch size, at most `size`.
-        seed: the run's seed.
-        name: keeps the orders of several sets apart.
-    """
-    per_epoch = size // batch_size * batch_size
-    epoch, offset = divmod(position, per_epoch)
-    return epoch, permuted(offset, size, seed, name, epoch)
-
-
 def _mix(value: int) -> int:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF

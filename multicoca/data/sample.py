@@ -1,4 +1,7 @@
-"""The records of the data side: an item on disk, a problem with one, and a batch for the model."""
+"""The records of the data side: an item in storage, a problem with one, and a batch for the model.
+
+An item names its file or its place in a tar and is cheap to make; what it holds is read when somebody decodes it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multicoca.data.storage import Member
+from multicoca.modality import Processor, UnreadableFileError
+
 
 @dataclass(frozen=True)
 class Item:
@@ -17,7 +23,7 @@ class Item:
 
     Attributes:
         key: its name in ledgers and results, unique within a split and modality.
-        file: where it lies.
+        file: where it lies, a file of its own or a place in a tar.
         modality: who reads it.
         texts: its captions, at least one.
         label: its class, if it has one.
@@ -25,11 +31,32 @@ class Item:
     """
 
     key: str
-    file: Path
+    file: Path | Member
     modality: str
     texts: tuple[str, ...]
     label: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def content(self) -> Path | bytes:
+        """Returns what a processor's `decode` takes: the path of a file, the bytes of a place in a tar.
+
+        Raises:
+            UnreadableFileError: the tar cannot be read.
+        """
+        if isinstance(self.file, Path):
+            return self.file
+        try:
+            return self.file.read()
+        except OSError as error:
+            raise UnreadableFileError(f"its shard cannot be read: {error}") from error
+
+    def decode(self, processor: Processor) -> Any:
+        """Reads the item.
+
+        Raises:
+            UnreadableFileError: it cannot be used; the message is the reason.
+        """
+        return processor.decode(self.content(), self.file.suffix.lower())
 
 
 @dataclass(frozen=True)
@@ -54,6 +81,7 @@ class Batch:
         lengths: real tokens of each caption.
         keys: the items' keys.
         problems: items that could not be read and were replaced.
+        number: which batch of its step it is; micro-batches of one batch have the same number.
     """
 
     modality: str
@@ -62,9 +90,10 @@ class Batch:
     lengths: Tensor
     keys: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
+    number: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch on a device."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         ids, lengths = self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True)
-        return Batch(self.modality, inputs, ids, lengths, self.keys, self.problems)
+        return Batch(self.modality, inputs, ids, lengths, self.keys, self.problems, self.number)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from multicoca.data.order import keyed_number
 from multicoca.data.sample import Item, Problem
@@ -27,20 +27,21 @@ class Listing:
     """What a source offers.
 
     Attributes:
-        splits: items by split and modality.
+        splits: items by split and modality; a sequence may make its items only when they are asked for.
         problems: the lines that cannot be used.
         listed: number of lines by split and modality, the unusable ones included.
     """
 
-    splits: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
+    splits: dict[str, dict[str, Sequence[Item]]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     listed: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def of(self, split: str) -> dict[str, list[Item]]:
+    def of(self, split: str) -> dict[str, Sequence[Item]]:
         """Returns the items of a split by modality; empty when there is no such split."""
         return self.splits.get(split, {})
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where training and evaluation items come from."""
 
@@ -62,15 +63,13 @@ class Folder:
     """
 
     def __init__(self, root: str | Path, test_share: float = 0.1):
-        if not 0 <= test_share < 1:
-            raise ValueError(f"data.source.test_share is {test_share}; expected a share from 0 to below 1")
-        self.test_share = test_share
+        self.test_share = check_share(test_share)
         self.manifest = _find_manifest(Path(root).expanduser())
 
     def list_items(self, processors: Mapping[str, Processor], seed: int) -> Listing:
         """Reads the metadata and sorts its lines into splits and modalities."""
         del seed  # the split depends on keys alone
-        listing = Listing()
+        listing, items = Listing(), {}
         seen: set[str] = set()
         for number, line in _lines(self.manifest):
             key = str(line.get("key") or line.get("file_name") or f"line {number}")
@@ -78,20 +77,26 @@ class Folder:
             item, reason = _item(line, key, self.manifest.parent, processors)
             if item is not None and (item.modality, key) in seen:
                 item, reason = None, f"its key '{key}' occurs twice; keys must be unique"
-            modality = (
-                item.modality if item is not None else _modality_by_suffix(str(line.get("file_name")), processors)
-            )
+            modality = item.modality if item is not None else modality_by_suffix(str(line.get("file_name")), processors)
             counts = listing.listed.setdefault(split, {})
             counts[modality or "unknown"] = counts.get(modality or "unknown", 0) + 1
             if item is None:
                 listing.problems.append(Problem(key, str(line.get("file_name")), reason, split, modality))
             else:
                 seen.add((item.modality, key))
-                listing.splits.setdefault(split, {}).setdefault(item.modality, []).append(item)
+                items.setdefault(split, {}).setdefault(item.modality, []).append(item)
+        listing.splits.update(items)
         return listing
 
     def _split_of(self, key: str) -> str:
         return "test" if keyed_number("split", key) / 2**64 < self.test_share else "train"
+
+
+def check_share(test_share: float) -> float:
+    """Returns the share, or says that it is none."""
+    if not 0 <= test_share < 1:
+        raise ValueError(f"data.source.test_share is {test_share}; expected a share from 0 to below 1")
+    return test_share
 
 
 def _find_manifest(root: Path) -> Path:
@@ -138,7 +143,7 @@ def _item(
     if not line.get("file_name"):
         return None, "the line is not a JSON object with a file_name"
     file = folder / str(line["file_name"])
-    modality = str(line.get("modality") or "") or _modality_by_suffix(file.name, processors)
+    modality = str(line.get("modality") or "") or modality_by_suffix(file.name, processors)
     if modality not in processors:
         readable = ", ".join(sorted({suffix for processor in processors.values() for suffix in processor.suffixes}))
         what = (
@@ -161,7 +166,7 @@ def _item(
     ), ""
 
 
-def _modality_by_suffix(name: str, processors: Mapping[str, Processor]) -> str:
+def modality_by_suffix(name: str, processors: Mapping[str, Processor]) -> str:
     """Returns the first modality that reads a file of this name, or ""."""
     suffix = Path(name).suffix.lower()
     return next((modality for modality, processor in processors.items() if suffix in processor.suffixes), "")

@@ -1,6 +1,6 @@
 """One optimizer step: micro-batches of every modality, gradients summed over them and over ranks.
 
-Several micro-batches of a modality are one batch for the contrastive loss: a first pass gives the embeddings of all,
+The micro-batches of a batch are one batch for the contrastive loss: a first pass gives the embeddings of all,
 the loss gives the embeddings' gradients, and a second pass over each micro-batch, with the same random numbers, brings
 them to the parameters (GradCache, Gao et al., arXiv 2101.06983). So gradients are those of the whole batch, whatever
 the number of micro-batches and ranks.
@@ -9,6 +9,7 @@ the number of micro-batches and ranks.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class LossConfig:
         contrastive_weight: CoCa's is 1.
         captioning_weight: CoCa's is 2.
         contrastive_reduction: "sum" of the two directions as in the paper, or "mean" as in open_clip.
-        whole_batch: micro-batches of a modality are one contrastive batch, at the price of one more forward pass of
+        whole_batch: the micro-batches of a batch are one contrastive batch, at the price of one more forward pass of
             encoder and text-only half; if not, each is a batch of its own.
     """
 
@@ -49,7 +50,13 @@ class _Part:
     batch: Batch
     weight: float  # of its modality in the step
     of_modality: int  # micro-batches of its modality
+    of_batch: int  # micro-batches of its batch
     seed: int
+
+    @property
+    def whole(self) -> tuple[str, int]:
+        """Which batch it is a part of."""
+        return self.batch.modality, self.batch.number
 
 
 def accumulate_gradients(
@@ -76,26 +83,28 @@ def accumulate_gradients(
     """
     device = next(engine.model.parameters()).device
     names = [batch.modality for batch in batches]
-    parts = [
-        _Part(batch.to(device), names.count(batch.modality) / len(names), names.count(batch.modality), seed)
-        for batch, seed in zip(batches, _seeds(key, len(batches)), strict=True)
-    ]
+    sizes = Counter((batch.modality, batch.number) for batch in batches)
+    parts = []
+    for batch, seed in zip(batches, _seeds(key, len(batches)), strict=True):
+        count = names.count(batch.modality)
+        of_batch = sizes[batch.modality, batch.number]
+        parts.append(_Part(batch.to(device), count / len(names), count, of_batch, seed))
     tokens = _captioned_tokens(parts, device)
-    cached = {}
-    for modality in dict.fromkeys(names):
-        own = [part for part in parts if part.batch.modality == modality]
-        if len(own) > 1 and config.whole_batch and config.contrastive_weight:
-            cached[modality] = _embedding_gradients(engine, own, config, autocast)
-    logged: dict[str, Tensor] = {}
-    for modality, (loss, _) in cached.items():
-        logged[f"loss/contrastive/{modality}"] = loss
+    cached, logged = {}, {}
+    for whole, size in sizes.items():
+        if size > 1 and config.whole_batch and config.contrastive_weight:
+            own = [part for part in parts if part.whole == whole]
+            loss, cached[whole] = _embedding_gradients(engine, own, config, autocast)
+            tag = f"loss/contrastive/{whole[0]}"
+            logged[tag] = logged.get(tag, 0) + loss * (size / own[0].of_modality)
     for number, part in enumerate(parts):
         modality = part.batch.modality
         with engine.reducing(number == len(parts) - 1):
             outputs = _forward(engine, part, autocast)
             captioning = outputs.caption_loss / tokens[modality]
-            if modality in cached:
-                contrastive = _carry(outputs, cached[modality][1].pop(0))
+            if part.whole in cached:
+                share = part.of_batch / part.of_modality
+                contrastive = share * _carry(outputs, cached[part.whole].pop(0))
             else:
                 contrastive = _contrastive(outputs, config) / part.of_modality
                 tag = f"loss/contrastive/{modality}"

@@ -1,8 +1,8 @@
-"""Order: a bijection that depends on its key, without repetition inside a batch."""
+"""Order: a bijection that depends on its key."""
 
 import pytest
 
-from multicoca.data.order import keyed_number, permuted, sample_at
+from multicoca.data.order import keyed_number, permuted
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100, 1000, 4097])
@@ -25,15 +25,6 @@ def test_the_permutation_looks_random():
     rising = sum(permuted(p, 1000, 5) < permuted(p + 1, 1000, 5) for p in range(999))
     assert fixed < 10
     assert 430 < rising < 570
-
-
-@pytest.mark.parametrize(("size", "batch"), [(10, 4), (64, 64), (101, 7)])
-def test_no_batch_holds_a_sample_twice_and_each_epoch_is_whole(size, batch):
-    per_epoch = size // batch
-    for step in range(3 * per_epoch):
-        drawn = [sample_at(step * batch + i, size, batch, 1, "m") for i in range(batch)]
-        assert len({index for _, index in drawn}) == batch
-        assert {epoch for epoch, _ in drawn} == {step // per_epoch}
 
 
 def test_a_position_outside_the_set_is_an_error():

@@ -1,0 +1,128 @@
+"""`multicoca data`: write shards, index them, and read every item of a source once to see what is broken."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from multicoca.build import build_processors
+from multicoca.cli.compose import compose_config
+from multicoca.cli.train import list_items
+from multicoca.data.ledger import Ledger
+from multicoca.data.shard_index import index_shards, opened
+from multicoca.data.shard_writer import write_shards
+from multicoca.data.storage import find_files
+from multicoca.data.verify import verify
+from multicoca.distributed.launch import available_cores
+from multicoca.files import write_text
+from multicoca.text.tokenizer import TextTokenizer
+
+_ANY_LENGTH = 1 << 20  # tokens; longer than any caption
+_EXAMPLES = 3  # files named on the screen for each kind of problem; --out names all
+
+
+def run_data(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status: 1 if `verify` found something broken."""
+    parser = argparse.ArgumentParser("multicoca data", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    source = "the source, for example data=folder data.root=FOLDER modality=[image]"
+    shard = commands.add_parser("shard", help="write WebDataset shards from any source")
+    shard.add_argument("out", type=Path, help="folder for the shards")
+    shard.add_argument("--size-mb", type=float, default=1000.0, help="size of a shard at which it is closed")
+    shard.add_argument("--split", help="write this split alone")
+    shard.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=source)
+    shard.set_defaults(run=_shard)
+    check = commands.add_parser("verify", help="read and decode everything once; status 1 if anything is broken")
+    check.add_argument("--workers", type=int, default=available_cores(), help="processes that read")
+    check.add_argument("--tokenizer", type=Path, help="a tokenizer.json, to count the captions' tokens")
+    check.add_argument("--out", type=Path, help="JSON file for all that was found")
+    check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=source)
+    check.set_defaults(run=_verify)
+    index = commands.add_parser("index", help="build the indexes of shards, as training does when they are missing")
+    index.add_argument("shards", nargs="+", help="files, folders or patterns, local or URLs")
+    index.set_defaults(run=_index)
+    options = parser.parse_intermixed_args(arguments) if "-h" not in arguments else parser.parse_args(arguments)
+    return options.run(options)
+
+
+def _shard(options: argparse.Namespace) -> int:
+    if options.size_mb <= 0:
+        raise ValueError(f"--size-mb is {options.size_mb}; expected a number above 0")
+    if any(options.out.glob("*.tar")):
+        raise ValueError(f"{options.out} holds shards already; choose another folder or remove them")
+    config = compose_config("train", options.overrides)
+    listing = list_items(config, build_processors(config.modalities))
+    splits = [options.split] if options.split else list(listing.splits)
+    if options.split and not listing.of(options.split):
+        raise ValueError(f"there is no split '{options.split}'; the splits are {', '.join(listing.splits)}")
+    ledger, written = Ledger(options.out / "ledger.jsonl"), 0
+    ledger.add(problem for problem in listing.problems if problem.split in splits)
+    for split in splits:
+        own = listing.of(split)
+        items = chain.from_iterable(own.values())
+        problems = write_shards(items, options.out, split, round(options.size_mb * 1e6))
+        for problem in tqdm(problems, total=sum(map(len, own.values())), desc=f"writing {split}", unit="item"):
+            ledger.add([problem] if problem is not None else [])
+            written += problem is None
+    print(f"{written} items in {len(list(options.out.glob('*.tar')))} shards: {options.out}")
+    if len(ledger):
+        print(f"{len(ledger)} items cannot be used and were left out; {ledger.file} names each with its reason")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    config = compose_config("train", options.overrides)
+    processors = build_processors(config.modalities)
+    listing = list_items(config, processors)
+    count = None
+    if options.tokenizer is not None:
+        tokenizer = TextTokenizer.load(options.tokenizer, _ANY_LENGTH)
+        count = lambda text: int(tokenizer([text])[1][0])  # noqa: E731
+    results = verify(listing, processors, options.workers, count)
+    for split, by_modality in results.items():
+        for modality, found in by_modality.items():
+            print("\n".join(_lines(split, modality, found)))
+    if options.out is not None:
+        write_text(options.out, json.dumps(results, indent=1))
+        print(f"all of it: {options.out}")
+    return int(any(found["broken"] for by_modality in results.values() for found in by_modality.values()))
+
+
+def _lines(split: str, modality: str, found: dict[str, Any]) -> list[str]:
+    """Returns what is shown of one modality of a split."""
+    title = f"{split} {modality}".strip()
+    lines = [f"{title}: {found['readable']:,} of {found['listed']:,} can be read, {found['bytes'] / 1e6:,.1f} MB"]
+    lines += [f"  {name}: {shape}" for name, shape in found["shapes"].items()]
+    captions = dict(found["captions"])
+    number = captions.pop("count")
+    if number:
+        spreads = ("/".join(f"{value:g}" for value in spread) for spread in captions.values())
+        named = ", ".join(f"{name.replace('_', ' ')} {spread}" for name, spread in zip(captions, spreads, strict=True))
+        lines.append(f"  captions: {number:,}; least/median/most: {named}")
+    if found["repeated_keys"]:
+        lines.append(f"  keys that occur again: {found['repeated_keys']:,}")
+    for kind, count in found["broken_by_kind"].items():
+        lines.append(f"  {count:,} broken: {kind}")
+    examples = found["broken"][: _EXAMPLES * len(found["broken_by_kind"])]
+    lines += [f"    {broken['file']}: {broken['reason']}" for broken in examples]
+    return lines
+
+
+def _index(options: argparse.Namespace) -> int:
+    shards = find_files(options.shards, ".tar")
+    files = index_shards(shards)
+    samples, places = 0, set()
+    for file, shard in zip(files, shards, strict=True):
+        index = opened(file, shard)
+        samples += len(index.arrays["hash"])
+        places.add(str(file.parent))
+        for problem in [*index.about["problems"], *index.about["reasons"].values()]:
+            print(f"{shard}: {problem}", file=sys.stderr)
+    print(f"{samples:,} samples in {len(shards):,} shards; indexes in {', '.join(sorted(places))}")
+    return 0

@@ -1,0 +1,58 @@
+"""Writes items of any source as WebDataset shards, in img2dataset's layout: NUMBER.jpg, NUMBER.txt, NUMBER.json.
+
+Files are copied byte for byte. The .txt holds the first caption, the .json all of them with the item's key, split,
+modality, label and whatever else was known, so that the shards are the source again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from multicoca.data.sample import Item, Problem
+from multicoca.files import written_aside
+from multicoca.modality import UnreadableFileError
+
+
+def write_shards(items: Iterable[Item], folder: Path, split: str, shard_bytes: int) -> Iterator[Problem | None]:
+    """Writes SPLIT-NUMBER.tar files of about a size, each whole or not at all.
+
+    Args:
+        items: what is written.
+        folder: where the shards go.
+        split: of the items.
+        shard_bytes: a shard is closed with the item that reaches this size.
+
+    Yields:
+        For each item, the problem with a file that cannot be copied, or None.
+    """
+    found = enumerate(items)
+    number, item = next(found, (0, None))
+    shard = 0
+    while item is not None:
+        with written_aside(folder / f"{split}-{shard:06d}.tar") as aside, tarfile.open(aside, "w") as tar:
+            while item is not None and tar.offset < shard_bytes:
+                problem = None
+                try:
+                    content = item.content()
+                    media = content if isinstance(content, bytes) else content.read_bytes()
+                except (OSError, UnreadableFileError) as error:
+                    problem = Problem(item.key, str(item.file), f"it cannot be copied: {error}", split, item.modality)
+                else:
+                    _add(tar, item, split, f"{number:09d}", media)
+                yield problem
+                number, item = next(found, (0, None))
+        shard += 1
+
+
+def _add(tar: tarfile.TarFile, item: Item, split: str, name: str, media: bytes) -> None:
+    about = {"key": item.key, "captions": item.texts, "label": item.label, "split": split, "modality": item.modality}
+    described = json.dumps({**item.extra, **about}, ensure_ascii=False)
+    parts = ((item.file.suffix.lower(), media), (".txt", item.texts[0].encode()), (".json", described.encode()))
+    for suffix, content in parts:
+        header = tarfile.TarInfo(name + suffix)
+        header.size = len(content)
+        tar.addfile(header, io.BytesIO(content))

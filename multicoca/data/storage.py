@@ -1,0 +1,132 @@
+"""Where bytes lie: local files by plain opens, everything else through fsspec; stretches of a file by offset.
+
+A URL is a local path, `file://...`, or any URL whose file system fsspec knows and whose package is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a tar.
+
+    Attributes:
+        shard: path or URL of the tar.
+        name: of the file in it.
+        offset: of its first byte in the tar.
+        size: in bytes.
+    """
+
+    shard: str
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}::{self.name}"
+
+    @property
+    def suffix(self) -> str:
+        """The ending of its name, with the dot."""
+        return PurePosixPath(self.name).suffix
+
+    def read(self) -> bytes:
+        """Returns its content.
+
+        Raises:
+            OSError: the tar cannot be read, or has become shorter.
+        """
+        data = read_bytes(self.shard, self.offset, self.size)
+        if len(data) < self.size:
+            raise OSError(f"{self} should have {self.size} bytes at {self.offset}, but the shard ends before")
+        return data
+
+
+def read_bytes(url: str, offset: int, size: int) -> bytes:
+    """Returns at most `size` bytes from an offset on."""
+    path = local_path(url)
+    if path is None:
+        system, place = fsspec.core.url_to_fs(url)
+        return system.cat_file(place, start=offset, end=offset + size)
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def local_path(url: str) -> Path | None:
+    """Returns the path of a local file, or None for one elsewhere."""
+    if "://" not in url:
+        return Path(url)
+    return Path(url.removeprefix("file://")) if url.startswith("file://") else None
+
+
+def stamp(url: str) -> str:
+    """Returns what tells one content of a file from another: its size, and its time of change or etag.
+
+    Raises:
+        OSError: the file is missing or cannot be reached.
+    """
+    path = local_path(url)
+    if path is not None:
+        stat = path.stat()
+        return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
+    system, place = fsspec.core.url_to_fs(url)
+    info = system.info(place)
+    return f"{info['size']} bytes, " + ", ".join(str(info[name]) for name in _STAMPS if info.get(name) is not None)
+
+
+def find_files(patterns: str | Sequence[str], suffix: str) -> list[str]:
+    """Returns the files that brace patterns, globs and folders name, sorted within each.
+
+    Args:
+        patterns: one or several, for example "shards/{000..009}.tar", "s3://bucket/*.tar" or "shards".
+        suffix: of the files that are taken from folders.
+
+    Raises:
+        ValueError: a pattern names no file.
+    """
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        own = [url for each in expand_braces(pattern) for url in _find(each, suffix)]
+        if not own:
+            raise ValueError(f"'{pattern}' names no file; expected a file, a folder with {suffix} files, or a pattern")
+        found += own
+    return list(dict.fromkeys(found))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Returns what a shell makes of {a,b} and {000..010}."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    span = _RANGE.fullmatch(match[1])
+    if span is None:
+        choices = match[1].split(",")
+    else:
+        first, last = int(span[1]), int(span[2])
+        width = len(span[1]) if span[1].startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [whole for choice in choices for whole in expand_braces(before + choice + after)]
+
+
+def _find(url: str, suffix: str) -> list[str]:
+    path = local_path(url)
+    system, place = (LocalFileSystem(), str(path.expanduser())) if path else fsspec.core.url_to_fs(url)
+    if system.isdir(place):
+        places = sorted(name for name in system.glob(f"{place.rstrip('/')}/*") if name.endswith(suffix))
+    else:
+        places = sorted(system.glob(place)) if any(sign in place for sign in "*?[") else [place]
+    return places if path else [system.unstrip_protocol(name) for name in places]
