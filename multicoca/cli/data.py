@@ -31,23 +31,26 @@ def run_data(arguments: list[str]) -> int:
     """Runs the command; returns its exit status: 1 if `verify` found something broken."""
     parser = argparse.ArgumentParser("multicoca data", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    source = "the source, for example data=folder data.root=FOLDER modality=[image]"
-    shard = commands.add_parser("shard", help="write WebDataset shards from any source")
+    source = "KEY=VALUE arguments name the source, for example data=folder data.root=FOLDER modality=[image]"
+    shard = commands.add_parser("shard", help="write WebDataset shards from any source", epilog=source)
     shard.add_argument("out", type=Path, help="folder for the shards")
     shard.add_argument("--size-mb", type=float, default=1000.0, help="size of a shard at which it is closed")
     shard.add_argument("--split", help="write this split alone")
-    shard.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=source)
     shard.set_defaults(run=_shard)
-    check = commands.add_parser("verify", help="read and decode everything once; status 1 if anything is broken")
+    check = commands.add_parser(
+        "verify", help="read and decode all once; status 1 if anything is broken", epilog=source
+    )
     check.add_argument("--workers", type=int, default=available_cores(), help="processes that read")
     check.add_argument("--tokenizer", type=Path, help="a tokenizer.json, to count the captions' tokens")
     check.add_argument("--out", type=Path, help="JSON file for all that was found")
-    check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=source)
     check.set_defaults(run=_verify)
     index = commands.add_parser("index", help="build the indexes of shards, as training does when they are missing")
     index.add_argument("shards", nargs="+", help="files, folders or patterns, local or URLs")
     index.set_defaults(run=_index)
-    options = parser.parse_intermixed_args(arguments) if "-h" not in arguments else parser.parse_args(arguments)
+    options, options.overrides = parser.parse_known_args(arguments)
+    unknown = [argument for argument in options.overrides if argument.startswith("-") or "=" not in argument]
+    if unknown or (options.overrides and options.run is _index):
+        parser.error(f"unknown arguments: {' '.join(unknown or options.overrides)}; {source}")
     return options.run(options)
 
 
