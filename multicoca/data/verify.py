@@ -1,4 +1,4 @@
-"""Reads and decodes all items of a source once and says what there is and what is broken, for `multicoca data verify`."""
+"""Reads all items of a source once, says what there is and what is broken: `multicoca data verify`."""
 
 from __future__ import annotations
 
