@@ -7,7 +7,7 @@ other tokens to the same poolers. The names of modalities are keys, never code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +36,18 @@ class Outputs:
         source: contrastive embeddings of the sources, length 1, fp32.
         text: contrastive embeddings of the texts, length 1, fp32.
         logit_scale: 1 / temperature of the modality.
+        logit_bias: of the modality with the sigmoid loss, None with softmax.
         caption_loss: cross-entropy of the next tokens of all texts, summed, fp32; its mean is a division by the number
-            of tokens that have a next one (equation 3 of the paper).
+            of tokens that have a next one (equation 3 of the paper). None without captions.
+        right_tokens: how many next tokens have the largest logit; None without captions.
     """
 
     source: Float[Tensor, "batch embedding"]
     text: Float[Tensor, "batch embedding"]
     logit_scale: Float[Tensor, " 1"]
-    caption_loss: Float[Tensor, ""]
+    logit_bias: Float[Tensor, " 1"] | None
+    caption_loss: Float[Tensor, ""] | None = None
+    right_tokens: Int[Tensor, ""] | None = None
 
 
 class CoCa(nn.Module):
@@ -110,12 +114,12 @@ class CoCa(nn.Module):
         inputs: dict[str, Tensor],
         ids: Int[Tensor, "batch length"],
         lengths: Int[Tensor, " batch"],
-    ) -> tuple[Float[Tensor, "batch embedding"], Float[Tensor, "batch embedding"], Float[Tensor, " 1"]]:
-        """Returns the embeddings of sources and texts and 1 / temperature: `forward` without captions.
+    ) -> Outputs:
+        """Returns what `forward` returns without captions, in passes that form no gradients.
 
         It draws random numbers as `forward` does, so that the same seed gives the same embeddings.
         """
-        return self.encode(modality, inputs)[1], self.encode_text(ids, lengths), self.heads[modality].logit_scale()
+        return self._embedded(modality, self.encode(modality, inputs)[1], self.text.unimodal(ids, lengths)[1])
 
     def encode_text(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]
@@ -129,14 +133,30 @@ class CoCa(nn.Module):
         inputs: dict[str, Tensor],
         ids: Int[Tensor, "batch length"],
         lengths: Int[Tensor, " batch"],
+        captions: bool = True,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Outputs:
-        """Encodes pairs of sources and texts and predicts each next token of the texts."""
+        """Encodes pairs of sources and texts and predicts each next token of the texts.
+
+        Args:
+            modality: a key of `encoders`.
+            inputs: what that modality's processor collates.
+            ids: token ids, padded with any valid id.
+            lengths: number of real tokens of each text.
+            captions: whether to predict at all.
+            label_smoothing: of the captioning loss; see `summed_cross_entropy`.
+            z_loss: of the captioning loss; see `summed_cross_entropy`.
+        """
         context, source = self.encode(modality, inputs)
         texts, cls = self.text.unimodal(ids, lengths)
+        outputs = self._embedded(modality, source, cls)
+        if not captions:
+            return outputs
         hidden, targets = self._predictions(texts, context, ids, lengths)
-        heads = self.heads[modality]
-        caption_loss = summed_cross_entropy(hidden, heads.caption_head.weight, targets)
-        return Outputs(source, self._project_text(cls), heads.logit_scale(), caption_loss)
+        head = self.heads[modality].caption_head.weight
+        loss, right = summed_cross_entropy(hidden, head, targets, label_smoothing, z_loss)
+        return replace(outputs, caption_loss=loss, right_tokens=right)
 
     def caption_logits(
         self,
@@ -182,6 +202,10 @@ class CoCa(nn.Module):
         """Returns what the caption head reads at the tokens that have a next one, and these; see `_predicted_rows`."""
         rows, targets = _predicted_rows(ids, lengths)
         return self.text.multimodal(texts[:, :-1], context).flatten(0, 1)[rows], targets
+
+    def _embedded(self, modality: str, source: Tensor, cls: Tensor) -> Outputs:
+        heads = self.heads[modality]
+        return Outputs(source, self._project_text(cls), heads.logit_scale(), heads.bias())
 
     def _project_text(self, cls: Tensor) -> Tensor:
         return F.normalize(at_least_float32(self.text_projection(cls)), dim=-1)

@@ -28,6 +28,8 @@ class ModelConfig:
         adapters: "all" maps every encoder's tokens to `source_width`, "where_needed" leaves those that have it as
             they are.
         caption_heads: "separate" (one for each modality) or "shared".
+        contrastive: "softmax" over all pairs of a batch (the paper's), or "sigmoid", each pair by itself (SigLIP, arXiv
+            2303.15343), which gives each modality a bias of the logits.
         context_length: the longest text, in tokens with BOS and EOS.
         cls_mask: what CLS sees: "exact", every real token and itself; "open_clip", every real token and one of
             padding but not itself, except when the text fills the whole context; CLS has a position then.
@@ -47,6 +49,7 @@ class ModelConfig:
     source_width: int | None = None
     adapters: str = "all"
     caption_heads: str = "separate"
+    contrastive: str = "softmax"
     context_length: int = 64
     cls_mask: str = "exact"
     multimodal_block: str = "paper"
@@ -55,6 +58,7 @@ class ModelConfig:
         choices = {
             "adapters": ("all", "where_needed"),
             "caption_heads": ("separate", "shared"),
+            "contrastive": ("softmax", "sigmoid"),
             "cls_mask": ("exact", "open_clip"),
             "multimodal_block": ("paper", "open_clip"),
         }

@@ -28,6 +28,7 @@ class ModalityHeads(nn.Module):
         self.adapter = nn.Identity() if fits else nn.Linear(encoder_width, source_width)
         self.source_projection = nn.Linear(config.width, config.embedding_width, bias=False)
         self.log_scale = nn.Parameter(torch.empty(1))  # shape [1]: sharding needs at least one dimension
+        self.logit_bias = nn.Parameter(torch.empty(1)) if config.contrastive == "sigmoid" else None
         self.caption_head = caption_head
 
     def embed(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embedding"]:
@@ -35,5 +36,10 @@ class ModalityHeads(nn.Module):
         return F.normalize(at_least_float32(self.source_projection(pooled)), dim=-1)
 
     def logit_scale(self) -> Float[Tensor, " 1"]:
-        """Returns 1 / temperature, at most 100, in fp32."""
-        return at_least_float32(self.log_scale).exp().clamp(max=MAX_LOGIT_SCALE)
+        """Returns 1 / temperature, in fp32; at most 100 with softmax."""
+        scale = at_least_float32(self.log_scale).exp()
+        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
+
+    def bias(self) -> Float[Tensor, " 1"] | None:
+        """Returns what the sigmoid loss adds to its logits, in fp32; None with softmax."""
+        return None if self.logit_bias is None else at_least_float32(self.logit_bias).clone()

@@ -1,8 +1,7 @@
-"""The contrastive cross-entropy without the matrix of pairs.
+"""The contrastive losses without the matrix of pairs: softmax (CLIP, CoCa) and sigmoid (SigLIP).
 
 Rows of logits come in tiles, and gradients are formed while a tile is there, so that nothing of the size N x N is ever
-kept. The loss is one number, by which the kept gradients are multiplied in the backward pass. Logits are fp32 or wider
-whatever the embeddings are: in bf16 gradients would be several percent off.
+kept. Logits are fp32 or wider whatever the embeddings are: in bf16 gradients would be several percent off.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from multicoca.nn.early_gradients import keep, multiplied
 from multicoca.nn.precision import at_least_float32
 
 _TILE_ELEMENTS = 2**23  # logits held at a time: 32 MiB in fp32
@@ -32,8 +33,8 @@ def summed_contrastive(
     Args:
         source: this rank's embeddings.
         text: those of their texts.
-        all_source: the embeddings of all ranks.
-        all_text: those of their texts.
+        all_source: the embeddings of all ranks; `source` itself in a single process.
+        all_text: those of their texts; `text` itself in a single process.
         logit_scale: 1 / temperature.
         first: the place of this rank's first pair among all.
         tile_elements: logits held at a time, at the most, or those of one row.
@@ -41,52 +42,73 @@ def summed_contrastive(
     Source: CoCa (arXiv 2205.01917), equation 2.
     """
     rows = max(1, tile_elements // len(all_source))
-    return _SummedContrastive.apply(source, text, all_source, all_text, logit_scale, first, rows)
+    if all_source is source and all_text is text:
+        return _BothWays.apply(source, text, logit_scale, rows)
+    to_text = _OneWay.apply(source, all_text, logit_scale, None, first, rows)
+    return to_text + _OneWay.apply(text, all_source, logit_scale, None, first, rows)
 
 
-class _SummedContrastive(torch.autograd.Function):
+def summed_sigmoid(
+    source: Float[Tensor, "batch embedding"],
+    all_text: Float[Tensor, "pairs embedding"],
+    logit_scale: Float[Tensor, " 1"],
+    logit_bias: Float[Tensor, " 1"],
+    first: int = 0,
+    tile_elements: int = _TILE_ELEMENTS,
+) -> Float[Tensor, ""]:
+    """Returns -log of the probability of the right answer to "is this its text?", over own sources and all texts.
+
+    Args:
+        source: this rank's embeddings.
+        all_text: the embeddings of the texts of all ranks.
+        logit_scale: 1 / temperature.
+        logit_bias: added to all logits.
+        first: the place of this rank's first pair among all.
+        tile_elements: logits held at a time, at the most, or those of one row.
+
+    Source: SigLIP (arXiv 2303.15343), equation in section 3.2, as a sum.
+    """
+    return _OneWay.apply(source, all_text, logit_scale, logit_bias, first, max(1, tile_elements // len(all_text)))
+
+
+class _BothWays(torch.autograd.Function):
+    """Softmax in both directions in one process: they share their logits."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        source: Tensor,
-        text: Tensor,
-        all_source: Tensor,
-        all_text: Tensor,
-        logit_scale: Tensor,
-        first: int,
-        rows: int,
-    ) -> Tensor:
-        inputs = (source, text, all_source, all_text)
+    def forward(ctx: Any, source: Tensor, text: Tensor, logit_scale: Tensor, rows: int) -> Tensor:
         with torch.autocast(source.device.type, enabled=False):
-            wide = [at_least_float32(value) for value in inputs]
-            scale = at_least_float32(logit_scale)
-            if len(source) == len(all_source):
-                total, of_source, of_text, of_scale = _alone(wide[0], wide[1], scale, rows)
-                found = [of_source, of_text, None, None]
-            else:
-                total, of_source, of_all_text, of_scale = _one_way(wide[0], wide[3], scale, first, rows)
-                back, of_text, of_all_source, more = _one_way(wide[1], wide[2], scale, first, rows)
-                total, of_scale = total + back, of_scale + more
-                found = [of_source, of_text, of_all_source, of_all_text]
-        kept = [None if g is None else g.to(value.dtype) for g, value in zip(found, inputs, strict=True)]
-        ctx.gradients = (*kept, of_scale.to(logit_scale.dtype).reshape(logit_scale.shape))
+            total, *found = _both_ways(*map(at_least_float32, (source, text, logit_scale)), rows)
+        inputs = (source, text, logit_scale)
+        keep(ctx, tuple(each.to(value.dtype).view_as(value) for each, value in zip(found, inputs, strict=True)))
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("the gradients of this loss were used up by an earlier backward pass; compute it anew")
-        gradients = [None if each is None else each.mul_(upstream) for each in ctx.gradients]
-        ctx.gradients = None
-        return (*gradients, None, None)
+        return multiplied(ctx, upstream, 1)
 
 
-def _alone(source: Tensor, text: Tensor, scale: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both directions in one process: they share their logits.
+class _OneWay(torch.autograd.Function):
+    """Own queries with the keys of all ranks: softmax, or sigmoid if there is a bias."""
 
-    Returns:
-        (the sum, its gradients by source, text and scale).
-    """
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, first: int, rows: int
+    ) -> Tensor:
+        bias = None if logit_bias is None else at_least_float32(logit_bias)
+        with torch.autocast(queries.device.type, enabled=False):
+            total, *found = _one_way(*map(at_least_float32, (queries, keys, logit_scale)), bias, first, rows)
+        inputs = (queries, keys, logit_scale) if logit_bias is None else (queries, keys, logit_scale, logit_bias)
+        kept = [each.to(value.dtype).view_as(value) for each, value in zip(found, inputs, strict=True)]
+        keep(ctx, (*kept, *[None] * (4 - len(kept))))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return multiplied(ctx, upstream, 2)
+
+
+def _both_ways(source: Tensor, text: Tensor, scale: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """Returns (the sum of cross-entropies, its gradients by source, text and scale)."""
     count = len(source)
     own = scale * (source * text).sum(1)
     to_text, to_source = source.new_empty(count), source.new_full((count,), -torch.inf)
@@ -111,24 +133,27 @@ def _alone(source: Tensor, text: Tensor, scale: Tensor, rows: int) -> tuple[Tens
 
 
 def _one_way(
-    queries: Tensor, keys: Tensor, scale: Tensor, first: int, rows: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Finds the key of each query among those of all ranks.
-
-    Returns:
-        (the sum of cross-entropies, its gradients by queries, keys and scale).
-    """
-    total, of_scale = scale.new_zeros(()), scale.new_zeros(())
+    queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor | None, first: int, rows: int
+) -> tuple[Tensor, ...]:
+    """Returns (the loss, its gradients by queries, keys and scale, and by the bias if there is one)."""
+    total, of_scale, of_bias = (scale.new_zeros(()) for _ in range(3))
     of_queries, of_keys = torch.empty_like(queries), torch.zeros_like(keys)
     for start in range(0, len(queries), rows):
         tile = slice(start, start + rows)
         logits = (queries[tile] * scale) @ keys.T
-        places = torch.arange(len(logits), device=logits.device)
-        log_sums = logits.logsumexp(1, keepdim=True)
-        total = total + (log_sums[:, 0] - logits[places, places + first + start]).sum()
-        slopes = logits.sub_(log_sums).exp_()
-        slopes[places, places + first + start] -= 1
+        right = logits.diagonal(first + start)[: len(logits)]  # a view: the logits of the pairs
+        if bias is None:
+            log_sums = logits.logsumexp(1, keepdim=True)
+            total = total + (log_sums[:, 0] - right).sum()
+            slopes = logits.sub_(log_sums).exp_()
+        else:
+            logits += bias
+            total = total + F.softplus(logits).sum() - right.sum()
+            slopes = logits.sigmoid_()
+        right -= 1
+        of_bias = of_bias + slopes.sum()
         torch.mm(slopes, keys, out=of_queries[tile])
         of_scale = of_scale + (of_queries[tile] * queries[tile]).sum()
         of_keys.addmm_(slopes.T, queries[tile])
-    return total, of_queries.mul_(scale), of_keys.mul_(scale), of_scale
+    found = (total, of_queries.mul_(scale), of_keys.mul_(scale), of_scale)
+    return found if bias is None else (*found, of_bias)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 INITIAL_TEMPERATURE = 0.07  # CoCa, section 4.1; CLIP (arXiv 2103.00020), section 2.5
+INITIAL_LOGIT_BIAS = -10.0  # SigLIP (arXiv 2303.15343), section 3.2
 MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5
 
 Initializer = Callable[[Tensor, int, torch.Generator | None], None]
@@ -42,6 +43,7 @@ def _constant(value: float) -> Initializer:
 
 TABLE: tuple[tuple[str, Initializer], ...] = (
     ("*log_scale", _constant(math.log(1 / INITIAL_TEMPERATURE))),
+    ("*logit_bias", _constant(INITIAL_LOGIT_BIAS)),
     ("*norm*.weight", _constant(1.0)),
     ("*.bias", _constant(0.0)),
     ("text.token_embedding.weight", _normal(0.02)),

@@ -21,18 +21,22 @@ from multicoca.data.sample import Batch
 from multicoca.distributed.collectives import rank, sum_over_ranks
 from multicoca.distributed.parallelize import Engine
 from multicoca.model.coca import Outputs
-from multicoca.model.losses import contrastive_loss
+from multicoca.model.losses import contrastive_loss, sigmoid_loss
 from multicoca.train.optim import Optimizers
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The losses and their weights.
+    """The losses and their weights; what has a weight of 0 is not computed.
+
+    Whether the contrastive loss is softmax or sigmoid is said by `model.contrastive`.
 
     Attributes:
         contrastive_weight: CoCa's is 1.
         captioning_weight: CoCa's is 2.
-        contrastive_reduction: "sum" of the two directions as in the paper, or "mean" as in open_clip.
+        contrastive_reduction: of softmax: "sum" of the two directions as in the paper, or "mean" as in open_clip.
+        label_smoothing: share of each next token's probability that is spread over the vocabulary.
+        z_loss: factor of the squared logarithm of the softmax's denominator, which is added to the captioning loss.
         whole_batch: the micro-batches of a batch are one contrastive batch, at the price of one more forward pass of
             encoder and text-only half; if not, each is a batch of its own.
     """
@@ -40,7 +44,24 @@ class LossConfig:
     contrastive_weight: float = 1.0
     captioning_weight: float = 2.0
     contrastive_reduction: str = "sum"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
     whole_batch: bool = True
+
+    def __post_init__(self) -> None:
+        weights = (self.contrastive_weight, self.captioning_weight)
+        if min(weights) < 0 or max(weights) == 0:
+            raise ValueError(
+                f"loss.contrastive_weight is {weights[0]} and loss.captioning_weight {weights[1]}; expected none below "
+                "0 and one above 0"
+            )
+        if self.contrastive_reduction not in ("sum", "mean"):
+            raise ValueError(f"loss.contrastive_reduction is '{self.contrastive_reduction}'; choose 'sum' or 'mean'")
+        if not 0 <= self.label_smoothing < 1 or self.z_loss < 0:
+            raise ValueError(
+                f"loss.label_smoothing is {self.label_smoothing} and loss.z_loss {self.z_loss}; expected at least 0, "
+                "and a smoothing below 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,7 @@ def accumulate_gradients(
         key: of random numbers such as dropout's; the seed and the step.
 
     Returns:
-        The global losses by TensorBoard tag, without gradients.
+        The global losses and the share of next tokens that are right, by TensorBoard tag, without gradients.
     """
     device = next(engine.model.parameters()).device
     names = [batch.modality for batch in batches]
@@ -90,28 +111,34 @@ def accumulate_gradients(
         of_batch = sizes[batch.modality, batch.number]
         parts.append(_Part(batch.to(device), count / len(names), count, of_batch, seed))
     tokens = _captioned_tokens(parts, device)
-    cached, logged = {}, {}
+    cached: dict[tuple[str, int], list[tuple[Tensor, ...]]] = {}
+    logged: dict[str, Tensor] = {}
+
+    def log(tag: str, value: Tensor) -> None:
+        logged[tag] = logged.get(tag, 0) + value.detach()
+
     for whole, size in sizes.items():
         if size > 1 and config.whole_batch and config.contrastive_weight:
             own = [part for part in parts if part.whole == whole]
             loss, cached[whole] = _embedding_gradients(engine, own, config, autocast)
-            tag = f"loss/contrastive/{whole[0]}"
-            logged[tag] = logged.get(tag, 0) + loss * (size / own[0].of_modality)
+            log(f"loss/contrastive/{whole[0]}", loss * (size / own[0].of_modality))
     for number, part in enumerate(parts):
         modality = part.batch.modality
         with engine.reducing(number == len(parts) - 1):
-            outputs = _forward(engine, part, autocast)
-            captioning = outputs.caption_loss / tokens[modality]
+            outputs = _forward(engine, part, config, autocast)
+            total = 0
             if part.whole in cached:
-                share = part.of_batch / part.of_modality
-                contrastive = share * _carry(outputs, cached[part.whole].pop(0))
-            else:
+                contrastive = _carry(outputs, cached[part.whole].pop(0)) * (part.of_batch / part.of_modality)
+                total = config.contrastive_weight * contrastive
+            elif config.contrastive_weight:
                 contrastive = _contrastive(outputs, config) / part.of_modality
-                tag = f"loss/contrastive/{modality}"
-                logged[tag] = logged.get(tag, 0) + contrastive.detach()
-            tag = f"loss/captioning/{modality}"
-            logged[tag] = logged.get(tag, 0) + captioning.detach()
-            total = config.contrastive_weight * contrastive + config.captioning_weight * captioning
+                log(f"loss/contrastive/{modality}", contrastive)
+                total = config.contrastive_weight * contrastive
+            if config.captioning_weight:
+                captioning = outputs.caption_loss / tokens[modality]
+                log(f"loss/captioning/{modality}", captioning)
+                log(f"token_accuracy/{modality}", outputs.right_tokens / tokens[modality])
+                total = total + config.captioning_weight * captioning
             (total * (part.weight * engine.gradient_factor)).backward()
     return dict(zip(logged, sum_over_ranks(torch.stack(list(logged.values()))).unbind(), strict=True))
 
@@ -152,42 +179,58 @@ def _captioned_tokens(parts: Sequence[_Part], device: torch.device) -> dict[str,
     return dict(zip(counts, sum_over_ranks(torch.stack(list(counts.values())).to(device)).unbind(), strict=True))
 
 
-def _forward(engine: Engine, part: _Part, autocast: torch.dtype | None) -> Outputs:
+def _forward(engine: Engine, part: _Part, config: LossConfig, autocast: torch.dtype | None) -> Outputs:
     batch = part.batch
     torch.manual_seed(part.seed)
     with _autocast(batch.ids.device, autocast):
-        return engine.forward(batch.modality, batch.inputs, batch.ids, batch.lengths)
+        return engine.forward(
+            batch.modality,
+            batch.inputs,
+            batch.ids,
+            batch.lengths,
+            captions=config.captioning_weight > 0,
+            label_smoothing=config.label_smoothing,
+            z_loss=config.z_loss,
+        )
 
 
 def _contrastive(outputs: Outputs, config: LossConfig) -> Tensor:
+    if outputs.logit_bias is not None:
+        return sigmoid_loss(outputs.source, outputs.text, outputs.logit_scale, outputs.logit_bias)
     return contrastive_loss(outputs.source, outputs.text, outputs.logit_scale, config.contrastive_reduction)
 
 
 def _embedding_gradients(
     engine: Engine, parts: Sequence[_Part], config: LossConfig, autocast: torch.dtype | None
 ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-    """Runs the first pass; returns (the loss, the gradients by source, text and scale of each micro-batch)."""
-    embedded = []
+    """Runs the first pass; returns (the loss, its gradients by what `_learned` gives of each micro-batch)."""
+    embedded: list[Outputs] = []
     for part in parts:
         batch = part.batch
         torch.manual_seed(part.seed)
         with torch.no_grad(), _autocast(batch.ids.device, autocast):
             embedded.append(engine.model.embed_pairs(batch.modality, batch.inputs, batch.ids, batch.lengths))
-    sources, texts, scales = zip(*embedded, strict=True)
-    leaves = [torch.cat(sources), torch.cat(texts), scales[0]]
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    loss = contrastive_loss(*leaves, config.contrastive_reduction)
+    sources, texts = (torch.cat([getattr(own, name) for own in embedded]) for name in ("source", "text"))
+    whole = Outputs(sources, texts, embedded[0].logit_scale, embedded[0].logit_bias)
+    leaves = [value.detach().requires_grad_() for value in _learned(whole)]
+    loss = _contrastive(Outputs(*leaves, *[None] * (4 - len(leaves))), config)
     loss.backward()
-    sizes = [len(source) for source in sources]
-    source, text, scale = (leaf.grad for leaf in leaves)
-    shares = [scale / len(parts)] * len(parts)
-    return loss.detach(), list(zip(source.split(sizes), text.split(sizes), shares, strict=True))
+    sizes = [len(own.source) for own in embedded]
+    source, text, *scalars = (leaf.grad for leaf in leaves)
+    shares = [[scalar / len(parts) for scalar in scalars]] * len(parts)
+    rows = zip(source.split(sizes), text.split(sizes), shares, strict=True)
+    return loss.detach(), [(of_source, of_text, *own) for of_source, of_text, own in rows]
 
 
 def _carry(outputs: Outputs, gradients: tuple[Tensor, ...]) -> Tensor:
     """Returns a number whose gradients by the outputs are the given ones."""
-    values = (outputs.source, outputs.text, outputs.logit_scale)
-    return sum((value * gradient).sum() for value, gradient in zip(values, gradients, strict=True))
+    return sum((value * gradient).sum() for value, gradient in zip(_learned(outputs), gradients, strict=True))
+
+
+def _learned(outputs: Outputs) -> list[Tensor]:
+    """Returns what the contrastive loss has gradients by."""
+    values = [outputs.source, outputs.text, outputs.logit_scale, outputs.logit_bias]
+    return [value for value in values if value is not None]
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

@@ -112,6 +112,16 @@ def test_modalities_share_all_but_their_own_parts():
     assert shared.heads["a"].caption_head is shared.heads["b"].caption_head
 
 
+def test_a_sigmoid_model_starts_with_the_bias_of_siglip_and_has_no_limit_of_its_scale(pairs):
+    model = small_model(contrastive="sigmoid")
+    outputs = model("a", *pairs, captions=False)
+    assert outputs.logit_bias.item() == -10
+    assert outputs.caption_loss is None
+    for head in (model.heads["a"], small_model().heads["a"]):
+        head.log_scale.data.fill_(6.0)
+        assert (head.logit_scale().item() > 100) == (head.logit_bias is not None)
+
+
 def test_every_parameter_follows_the_table_of_initialisation():
     config = ModelConfig(width=64, num_heads=4, mlp_width=128, num_queries=16, embedding_width=48, context_length=40)
     model = CoCa(config, {"a": VectorEncoder()}, 500, torch.Generator().manual_seed(0))

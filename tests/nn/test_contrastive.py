@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multicoca.nn.contrastive import summed_contrastive
+from multicoca.nn.contrastive import summed_contrastive, summed_sigmoid
 
 
 def pairs(count: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -59,3 +59,21 @@ def test_gradients_come_once():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="used up"):
         loss.backward()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("own", [slice(0, 23), slice(5, 12)], ids=["alone", "a part"])
+def test_sigmoid_in_tiles_is_the_plain_one(rows, own):
+    results = []
+    for in_tiles in (True, False):
+        source, text, scale = pairs(23)
+        bias = torch.tensor([-3.0], dtype=torch.float64, requires_grad=True)
+        if in_tiles:
+            loss = summed_sigmoid(source[own], text, scale, bias, own.start, tile_elements=rows * 23)
+        else:  # SigLIP's pseudo-code
+            labels = 2 * torch.eye(23, dtype=torch.float64)[own] - 1
+            loss = -F.logsigmoid(labels * (scale * source[own] @ text.T + bias)).sum()
+        (0.3 * loss).backward()
+        results.append((loss.detach(), *[value.grad for value in (source, text, scale, bias)]))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -19,20 +19,26 @@ def problem():
     return hidden, weight, targets
 
 
-def plain(hidden, weight, targets):
-    return cross_entropy((hidden @ weight.T).float() if hidden.dtype != torch.float64 else hidden @ weight.T, targets,
-                         reduction="sum")  # fmt: skip
+def plain(hidden, weight, targets, label_smoothing=0.0, z_loss=0.0):
+    logits = hidden @ weight.T
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    log_sums = logits.logsumexp(1)[targets != NO_TARGET]
+    loss = cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    return loss + z_loss * log_sums.square().sum(), (logits.argmax(1) == targets).sum()
 
 
+@pytest.mark.parametrize(("label_smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.2, 1e-2)])
 @pytest.mark.parametrize("rows", [1, 5, 37, 100])
-def test_loss_and_gradients_are_those_of_the_whole_matrix(problem, rows):
+def test_loss_and_gradients_are_those_of_the_whole_matrix(problem, rows, label_smoothing, z_loss):
     *tensors, targets = problem
+    targets[:9] = (tensors[0] @ tensors[1].T).argmax(1)[:9]  # some are right
     results = []
     for loss_of in (plain, lambda *args: summed_cross_entropy(*args, chunk_elements=rows * VOCABULARY)):
         hidden, weight = (tensor.clone().requires_grad_() for tensor in tensors)
-        loss = loss_of(hidden, weight, targets)
+        loss, right = loss_of(hidden, weight, targets, label_smoothing, z_loss)
         (0.3 * loss + 2 * hidden.sum()).backward()
-        results.append((loss.detach(), hidden.grad, weight.grad))
+        results.append((loss.detach(), right, hidden.grad, weight.grad))
+    assert results[0][1] >= 9
     for whole, chunked in zip(*results, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-12)
 
@@ -41,11 +47,11 @@ def test_loss_and_gradients_are_those_of_the_whole_matrix(problem, rows):
 def test_narrow_numbers_stay_close(problem, dtype):
     hidden, weight, targets = problem[0].to(dtype), problem[1].to(dtype), problem[2]
     hidden.requires_grad_(), weight.requires_grad_()
-    loss = summed_cross_entropy(hidden, weight, targets, 5 * VOCABULARY)
+    loss, _ = summed_cross_entropy(hidden, weight, targets, chunk_elements=5 * VOCABULARY)
     loss.backward()
     found = hidden.grad.double(), weight.grad.double()
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
-    expected = plain(*exact, targets)
+    expected, _ = plain(*exact, targets)
     expected.backward()
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(float(expected), rel=1e-2)
@@ -58,7 +64,7 @@ def test_under_autocast_the_gradient_of_the_weight_is_summed_in_fp32(problem):
     gradients = []
     for elements in (VOCABULARY, 100 * VOCABULARY):
         with torch.autocast("cpu", torch.bfloat16):
-            loss = summed_cross_entropy(hidden, weight, targets, elements)
+            loss, _ = summed_cross_entropy(hidden, weight, targets, chunk_elements=elements)
         gradients.append(torch.autograd.grad(loss, (hidden, weight)))
         assert [gradient.dtype for gradient in gradients[-1]] == [torch.float32] * 2
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=2e-2, atol=2e-2)
@@ -67,16 +73,16 @@ def test_under_autocast_the_gradient_of_the_weight_is_summed_in_fp32(problem):
 def test_a_frozen_part_gets_no_gradient_and_without_any_only_the_loss_comes(problem):
     hidden, weight, targets = problem
     hidden.requires_grad_()
-    summed_cross_entropy(hidden, weight, targets).backward()
+    summed_cross_entropy(hidden, weight, targets)[0].backward()
     assert weight.grad is None
     with torch.no_grad():
-        loss = summed_cross_entropy(hidden, weight, targets)
-    assert float(loss) == pytest.approx(float(plain(hidden, weight, targets)))
+        found = summed_cross_entropy(hidden, weight, targets)
+    assert [float(value) for value in found] == pytest.approx([float(value) for value in plain(*problem)])
 
 
 def test_a_second_backward_pass_is_an_error_and_not_a_wrong_gradient(problem):
     hidden, weight, targets = problem
-    loss = summed_cross_entropy(hidden.requires_grad_(), weight, targets)
+    loss, _ = summed_cross_entropy(hidden.requires_grad_(), weight, targets)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="used up"):
         loss.backward()

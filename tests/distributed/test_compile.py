@@ -1,0 +1,11 @@
+"""The contrastive losses compile without graph breaks, collectives included."""
+
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_contrastive_losses_compile_into_one_graph(world_size):
+    run_ranks(Path(__file__).with_name("compile_worker.py"), world_size)
