@@ -32,20 +32,22 @@ _SIZES_PER_OCTAVE = 16  # numbers of rows that the caption head is given, betwee
 class Outputs:
     """What one batch gives to the losses.
 
+    The first four are None without the contrastive loss, the last two without the captioning loss.
+
     Attributes:
         source: contrastive embeddings of the sources, length 1, fp32.
         text: contrastive embeddings of the texts, length 1, fp32.
         logit_scale: 1 / temperature of the modality.
         logit_bias: of the modality with the sigmoid loss, None with softmax.
         caption_loss: cross-entropy of the next tokens of all texts, summed, fp32; its mean is a division by the number
-            of tokens that have a next one (equation 3 of the paper). None without captions.
-        right_tokens: how many next tokens have the largest logit; None without captions.
+            of tokens that have a next one (equation 3 of the paper).
+        right_tokens: how many next tokens have the largest logit.
     """
 
-    source: Float[Tensor, "batch embedding"]
-    text: Float[Tensor, "batch embedding"]
-    logit_scale: Float[Tensor, " 1"]
-    logit_bias: Float[Tensor, " 1"] | None
+    source: Float[Tensor, "batch embedding"] | None = None
+    text: Float[Tensor, "batch embedding"] | None = None
+    logit_scale: Float[Tensor, " 1"] | None = None
+    logit_bias: Float[Tensor, " 1"] | None = None
     caption_loss: Float[Tensor, ""] | None = None
     right_tokens: Int[Tensor, ""] | None = None
 
@@ -133,6 +135,7 @@ class CoCa(nn.Module):
         inputs: dict[str, Tensor],
         ids: Int[Tensor, "batch length"],
         lengths: Int[Tensor, " batch"],
+        contrastive: bool = True,
         captions: bool = True,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
@@ -144,13 +147,14 @@ class CoCa(nn.Module):
             inputs: what that modality's processor collates.
             ids: token ids, padded with any valid id.
             lengths: number of real tokens of each text.
-            captions: whether to predict at all.
+            contrastive: whether to return embeddings; DDP waits for a gradient by everything that is returned.
+            captions: whether to predict next tokens.
             label_smoothing: of the captioning loss; see `summed_cross_entropy`.
             z_loss: of the captioning loss; see `summed_cross_entropy`.
         """
         context, source = self.encode(modality, inputs)
         texts, cls = self.text.unimodal(ids, lengths)
-        outputs = self._embedded(modality, source, cls)
+        outputs = self._embedded(modality, source, cls) if contrastive else Outputs()
         if not captions:
             return outputs
         hidden, targets = self._predictions(texts, context, ids, lengths)

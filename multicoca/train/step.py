@@ -188,6 +188,7 @@ def _forward(engine: Engine, part: _Part, config: LossConfig, autocast: torch.dt
             batch.inputs,
             batch.ids,
             batch.lengths,
+            contrastive=config.contrastive_weight > 0,
             captions=config.captioning_weight > 0,
             label_smoothing=config.label_smoothing,
             z_loss=config.z_loss,
