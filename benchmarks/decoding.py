@@ -12,7 +12,8 @@ from __future__ import annotations
 import sys
 
 import torch
-from peers import coca_pair, medians, print_about
+from measuring import medians, print_about
+from peers import coca_pair
 
 from multicoca.model.generate import DecodingConfig, generate
 

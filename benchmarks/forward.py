@@ -9,16 +9,13 @@ in a process of its own; gradients of all parameters are part of it.
 
 from __future__ import annotations
 
-import gc
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import in_own_process, medians, peak_mib, print_about
 from open_clip.loss import CoCaLoss
-from peers import coca_pair, medians, print_about
+from peers import coca_pair
 
 from multicoca.model.losses import contrastive_loss
 
@@ -75,35 +72,17 @@ def main(name: str = "coca_ViT-B-32", rounds: int = 3) -> None:
         del functions
     print("\n| texts | peak memory of a step, open_clip, MiB | ours | ours / open_clip |\n|---|---|---|---|")
     for texts in TEXTS:
-        theirs, ours = (memory_mib(name, texts, which) for which in ("open_clip", "ours"))
+        theirs, ours = (in_own_process(__file__, "--memory", name, texts, which) for which in ("open_clip", "ours"))
         print(f"| {texts} | {theirs:.0f} | {ours:.0f} | {ours / theirs:.2f} |", flush=True)
 
 
 def memory_mib(name: str, texts: str, which: str) -> float:
-    """Measures a step in a process of its own."""
-    command = [sys.executable, __file__, "--memory", name, texts, which]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system at once
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return float(done.stdout.split()[-1])
-
-
-def measure_memory(name: str, texts: str, which: str) -> None:
-    """Prints the peak above what the process holds before the step, in MiB."""
-    step = steps(name, texts, kept=which)[which]
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status_kib("VmRSS")
-    step()
-    print((_status_kib("VmHWM") - before) / 1024)
-
-
-def _status_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
+    """Returns the peak above what the process holds before the step."""
+    return peak_mib(steps(name, texts, kept=which)[which])
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--memory"]:
-        measure_memory(*sys.argv[2:])
+        print(memory_mib(*sys.argv[2:]))
     else:
         main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
