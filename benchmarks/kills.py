@@ -5,7 +5,7 @@ python benchmarks/kills.py [KILLS] [RANKS] [SEED]      20 kills, 1 process and a
 A small run of all modalities, with a data worker for each rank, an average of the weights and a checkpoint every 5 of
 60 steps, gets SIGKILL while it starts, waits for its first batch, takes a step, writes a checkpoint and evaluates: all
 of its processes, or one of them. The same command follows each time; torchrun starts again by itself when one rank is
-lost. Losses are compared as TensorBoard shows them: every step once, equal to the bit; so is all weights.
+lost. Losses are compared as TensorBoard shows them: every step once, equal to the bit; so are all weights.
 """
 
 from __future__ import annotations
