@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from multicoca.model.config import ModelConfig
 from multicoca.model.heads import ModalityHeads
@@ -50,6 +51,9 @@ class Outputs:
     logit_bias: Float[Tensor, " 1"] | None = None
     caption_loss: Float[Tensor, ""] | None = None
     right_tokens: Int[Tensor, ""] | None = None
+
+
+register_dataclass(Outputs)  # fully_shard of torch < 2.13 finds the tensors of an output by tree_flatten alone
 
 
 class CoCa(nn.Module):

@@ -194,6 +194,7 @@ def train(
                 profiler.step()
             stopped = stop.seen_by_any(device)
             if stopped or done % config.checkpoint_every == 0 or done == config.steps:
+                log.flush()  # after a kill, the curves have every step that the checkpoint has
                 checkpoints.save(done, seconds())
             if stopped:
                 break

@@ -45,7 +45,8 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, first: int, num_steps: int, ranks: int, visible: bool):
-        self.writer = SummaryWriter(str(folder), purge_step=first or None) if visible else None
+        # TensorBoard forgets what an earlier process wrote of the step `purge_step` and later ones
+        self.writer = SummaryWriter(str(folder), purge_step=first + 1) if visible else None
         self.bar = tqdm(
             total=num_steps, initial=first, desc="training", unit="step", disable=not visible, mininterval=1.0
         )
@@ -104,6 +105,11 @@ class TrainingLog:
     def pause(self) -> None:
         """Leaves out of the throughput what happened since the last call of `write`."""
         self._seen = _Seen()
+
+    def flush(self) -> None:
+        """Writes what is pending."""
+        if self.writer is not None:
+            self.writer.flush()
 
     def close(self) -> None:
         """Ends the bar and writes what is pending."""
