@@ -17,6 +17,7 @@ from multicoca.nn.precision import at_least_float32
 
 NO_TARGET = -100  # what torch's cross_entropy leaves out
 _CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
+_BAND = 2**13  # words whose gradient is summed at a time where it is wider than the products
 
 
 def summed_cross_entropy(
@@ -25,7 +26,7 @@ def summed_cross_entropy(
     targets: Int[Tensor, " rows"],
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    chunk_elements: int = _CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Returns the sum of cross_entropy(hidden @ weight.T, targets), in fp32 or wider, and how many rows are right.
 
@@ -35,15 +36,15 @@ def summed_cross_entropy(
         targets: the right words; NO_TARGET in rows that do not count.
         label_smoothing: share of the target that is spread over all words (Szegedy et al., arXiv 1512.00567).
         z_loss: factor of log(sum of exp(logits)) squared, which is added (ST-MoE, arXiv 2202.08906, equation 5).
-        chunk_elements: logits held at a time, at the most, or those of one row.
+        chunk_elements: logits held at a time, at the most, or those of one row; None takes 2**24, or half of it
+            where the products are narrower than fp32 and so are held beside the logits.
 
     Returns:
         (the sum, the number of rows whose target has the largest logit).
 
     Under autocast the matrix products are in its type, the logits and the gradient of the weight in fp32.
     """
-    chunk_rows = max(1, chunk_elements // len(weight))
-    return _SummedCrossEntropy.apply(hidden, weight, targets, label_smoothing, z_loss, chunk_rows)
+    return _SummedCrossEntropy.apply(hidden, weight, targets, label_smoothing, z_loss, chunk_elements)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -55,7 +56,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         label_smoothing: float,
         z_loss: float,
-        chunk_rows: int,
+        chunk_elements: int | None,
     ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -65,19 +66,20 @@ class _SummedCrossEntropy(torch.autograd.Function):
             of_weight = at_least_float32(torch.zeros_like(weight)) if ctx.needs_input_grad[1] else None
             total = at_least_float32(hidden.new_zeros(()))
             right = torch.zeros((), dtype=torch.long, device=hidden.device)
-            for start in range(0, len(hidden), chunk_rows):
+            if chunk_elements is None:
+                chunk_elements = _CHUNK_ELEMENTS // (1 if dtype.itemsize >= 4 else 2)
+            chunk_rows = max(1, chunk_elements // len(words))
+            for start in range(0, len(used), chunk_rows):
                 rows = slice(start, start + chunk_rows)
-                logits = at_least_float32(used[rows] @ words.T)
-                right += (logits.argmax(1) == targets[rows]).sum()
-                loss, slopes = _chunk(logits, targets[rows], label_smoothing, z_loss, any(ctx.needs_input_grad))
-                total = total + loss
-                slopes = None if slopes is None else slopes.to(dtype)
+                slopes = None  # frees those of the last chunk before there are new logits
+                loss, correct, slopes = _chunk(
+                    used[rows], words, targets[rows], label_smoothing, z_loss, any(ctx.needs_input_grad)
+                )
+                total, right = total + loss, right + correct
                 if of_hidden is not None:
                     torch.mm(slopes, words, out=of_hidden[rows])
-                if of_weight is not None and of_weight.dtype == dtype:
-                    of_weight.addmm_(slopes.T, used[rows])
-                elif of_weight is not None:
-                    of_weight += slopes.T @ used[rows]
+                if of_weight is not None:
+                    _add_products(of_weight, slopes, used[rows])
         ctx.mark_non_differentiable(right)
         keep(
             ctx,
@@ -94,23 +96,45 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return multiplied(ctx, upstream, 4)
 
 
+def _add_products(total: Tensor, slopes: Tensor, hidden: Tensor) -> None:
+    """Adds slopes.T @ hidden to a total, whose type may be a wider one."""
+    if total.dtype == slopes.dtype:
+        total.addmm_(slopes.T, hidden)
+        return
+    for start in range(0, len(total), _BAND):
+        band = slice(start, start + _BAND)
+        total[band] += slopes[:, band].T @ hidden
+
+
 def _chunk(
-    logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float, wants_slopes: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Returns a chunk's loss and its derivative by the logits, which takes their place."""
-    counts = (targets != NO_TARGET)[:, None]
+    hidden: Tensor, words: Tensor, targets: Tensor, label_smoothing: float, z_loss: float, wants_slopes: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns a chunk's loss, how many rows are right, and the loss's derivative by the logits in the products' type.
+
+    The derivative is formed in the memory of the logits.
+    """
+    logits = at_least_float32(hidden @ words.T)
     places = targets.clamp(min=0)[:, None]
-    log_sums = logits.logsumexp(dim=-1, keepdim=True)
-    losses = log_sums - (1 - label_smoothing) * logits.gather(1, places) + z_loss * log_sums.square()
+    counts = (targets != NO_TARGET)[:, None].to(logits.dtype)
+    largest, found = logits.max(1, keepdim=True)
+    right = (found[:, 0] == targets).sum()
+    logits -= largest
+    losses = (label_smoothing - 1) * logits.gather(1, places)
     if label_smoothing:
         losses -= label_smoothing * logits.mean(1, keepdim=True)
+    slopes = logits.exp_()
+    sums = slopes.sum(1, keepdim=True)
+    losses += sums.log()
+    rises = torch.ones_like(sums)  # of the loss with the log of the sum
+    if z_loss:
+        log_sums = largest + sums.log()
+        losses += z_loss * log_sums.square()
+        rises += 2 * z_loss * log_sums
     loss = (losses * counts).sum()
     if not wants_slopes:
-        return loss, None
-    slopes = logits.sub_(log_sums).exp_()
-    if z_loss:
-        slopes *= 1 + 2 * z_loss * log_sums
+        return loss, right, None
+    slopes *= counts * rises / sums
     if label_smoothing:
-        slopes -= label_smoothing / logits.shape[1]
-    slopes.scatter_add_(1, places, torch.full_like(log_sums, label_smoothing - 1))
-    return loss, slopes.mul_(counts)
+        slopes -= counts * (label_smoothing / slopes.shape[1])
+    slopes.scatter_add_(1, places, counts * (label_smoothing - 1.0))
+    return loss, right, slopes.to(words.dtype)
