@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -32,16 +32,16 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
-        ctx.rows = len(local)
         parts = [torch.empty_like(local) for _ in range(world_size())]
         dist.all_gather(parts, local.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)  # gloo has no reduce_scatter
-        return gradient[rank() * ctx.rows :][: ctx.rows]
+        parts = list(gradient.contiguous().chunk(world_size()))
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts)
+        return own
 
 
 def gather(local: Float[Tensor, "rows width"]) -> Float[Tensor, "all_rows width"]:
@@ -55,6 +55,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def true_on_all_ranks(value: Bool[Tensor, ""]) -> bool:
+    """Returns whether something holds on every rank."""
+    return not sum_over_ranks((~value).int())
 
 
 def broadcast_parameters(module: nn.Module) -> None:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from multicoca.distributed.collectives import broadcast_parameters, world_size
+from multicoca.nn.linear import Linear
 
 STRATEGIES = ("ddp", "fsdp")
 
@@ -118,8 +119,8 @@ def parallelize(
     replicate, shard = mesh_sizes(config, world_size())
     blocks = model.blocks
     for block in blocks:
-        if config.compile:
-            block.compile()
+        if config.compile:  # not `block.compile()`, whose graph would break at the hooks of what comes around it
+            block.forward = torch.compile(block.forward)
         if config.checkpoint_activations:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if config.strategy == "fsdp":
@@ -152,4 +153,8 @@ def _shard(model: Any, blocks: list[nn.Module], mesh: DeviceMesh, reshard_after_
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other; NCCL is as fast
-    register_fsdp_forward_method(model, "embed_pairs")
+        if isinstance(module, Linear):
+            module.may_pack = False
+    for name in model.entry_points:
+        register_fsdp_forward_method(model, name)
+    model.in_step = True

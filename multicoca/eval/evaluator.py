@@ -83,6 +83,7 @@ class Answers:
         return [item.texts[:per_item] for item in self.items]
 
 
+@torch.compiler.set_stance("force_eager")  # what training compiled is for its own shapes
 def answer(
     bundle: Bundle,
     modality: str,

@@ -59,12 +59,20 @@ register_dataclass(Outputs)  # fully_shard of torch < 2.13 finds the tensors of 
 class CoCa(nn.Module):
     """Encodes sources of several modalities and texts, and predicts captions.
 
+    Where parameters lie in shards, each method of `entry_points` gathers them, so that ranks call them together, and
+    none of them calls another.
+
     Args:
         config: the core's sizes.
         encoders: an encoder for each modality, by name.
         vocab_size: number of token ids.
         generator: randomness of the initialisation; None takes torch's global one.
+
+    Attributes:
+        in_step: whether parameters lie in shards.
     """
+
+    entry_points = ("embed_pairs", "encode", "encode_text", "caption_logits", "log_probs", "next_token_logits")
 
     def __init__(
         self,
@@ -85,6 +93,7 @@ class CoCa(nn.Module):
             caption_head = shared_head or Linear(config.width, vocab_size, bias=False)
             self.heads[name] = ModalityHeads(encoder.width, config, caption_head)
         self._encoders_are_frozen = False
+        self.in_step = False
         initialize(self, config.unimodal_layers + config.multimodal_layers, generator=generator)
 
     def freeze_encoders(self, frozen: bool) -> None:
@@ -106,8 +115,11 @@ class CoCa(nn.Module):
             inputs: what that modality's processor collates.
 
         Returns:
-            (the context for `caption_logits` and decoding, the contrastive embedding of length 1).
+            (the context for `log_probs` and decoding, the contrastive embedding of length 1).
         """
+        return self._encode(modality, inputs)
+
+    def _encode(self, modality: str, inputs: dict[str, Tensor]) -> tuple[Tokens, Float[Tensor, "batch embedding"]]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._encoders_are_frozen):
             tokens = self.encoders[modality](inputs)
         heads = self.heads[modality]
@@ -125,7 +137,7 @@ class CoCa(nn.Module):
 
         It draws random numbers as `forward` does, so that the same seed gives the same embeddings.
         """
-        return self._embedded(modality, self.encode(modality, inputs)[1], self.text.unimodal(ids, lengths)[1])
+        return self._embedded(modality, self._encode(modality, inputs)[1], self.text.unimodal(ids, lengths)[1])
 
     def encode_text(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]
@@ -156,7 +168,7 @@ class CoCa(nn.Module):
             label_smoothing: of the captioning loss; see `summed_cross_entropy`.
             z_loss: of the captioning loss; see `summed_cross_entropy`.
         """
-        context, source = self.encode(modality, inputs)
+        context, source = self._encode(modality, inputs)
         texts, cls = self.text.unimodal(ids, lengths)
         outputs = self._embedded(modality, source, cls) if contrastive else Outputs()
         if not captions:
@@ -177,7 +189,7 @@ class CoCa(nn.Module):
 
         All texts stand one after another, without padding.
         """
-        context, _ = self.encode(modality, inputs)
+        context, _ = self._encode(modality, inputs)
         hidden, targets = self._predictions(self.text.unimodal(ids, lengths)[0], context, ids, lengths)
         real = targets != NO_TARGET
         return at_least_float32(self.heads[modality].caption_head(hidden[real])), targets[real]

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from multicoca.distributed.collectives import true_on_all_ranks
 from multicoca.model.coca import CoCa
 from multicoca.tokens import Tokens
 
@@ -92,7 +93,7 @@ def generate(
     config: DecodingConfig | None = None,
     banned: tuple[int, ...] = (),
 ) -> Generated:
-    """Writes captions.
+    """Writes captions; with parameters in shards all ranks do so together, each about items of its own.
 
     Args:
         model: the model, in evaluation mode.
@@ -152,7 +153,7 @@ class _Writer:
         """Writes greedily or by sampling, each text for itself."""
         ended = torch.zeros(self.items, self.texts, dtype=torch.bool, device=self.device)
         noise = torch.Generator().manual_seed(self.config.seed)
-        while self.ids.shape[-1] < self.max_length and not ended.all():
+        while self.ids.shape[-1] < self.max_length and not self._all(ended):
             scores = self.next_log_probs()
             ranked = scores if self.config.strategy == "greedy" else self._perturbed(scores, noise)
             chosen = ranked.argmax(dim=-1).masked_fill(ended, self.end_id)
@@ -211,7 +212,7 @@ class _Writer:
                 self._scores(sums[:, 0], torch.tensor(length + 1, device=device)),
                 self._scores(sums[:, 0], torch.tensor(self.max_length - 1, device=device)),
             )
-            if (best[:, self.config.captions - 1] >= hoped).all():
+            if self._all(best[:, self.config.captions - 1] >= hoped):
                 break
             self.state.select((parents + torch.arange(items, device=device)[:, None] * beams).flatten())
         else:  # texts that reached the limit stand beside those that ended
@@ -221,6 +222,10 @@ class _Writer:
             best_log_probs = _rows(torch.cat([best_log_probs, self.log_probs], dim=1), kept)
         order = torch.arange(beams, device=device).expand(items, beams)
         return self._sorted(best_ids, best_log_probs, best, order)
+
+    def _all(self, done: Tensor) -> bool:
+        """Whether all is done, on all ranks if each step needs them all."""
+        return true_on_all_ranks(done.all()) if self.model.in_step else bool(done.all())
 
     def _scores(self, sums: Tensor, lengths: Tensor) -> Tensor:
         return sums / lengths.clamp(min=1) ** self.config.length_penalty

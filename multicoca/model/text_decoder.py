@@ -108,8 +108,7 @@ class TextDecoder(nn.Module):
         return DecodingState(
             [KeyValueCache(max_length) for _ in self.unimodal_blocks],
             [KeyValueCache(max_length) for _ in self.multimodal_blocks],
-            [tuple(part.contiguous() for part in block.memory(context)) for block in self.multimodal_blocks],
-            context.mask,
+            context,
         )
 
     def extend(self, ids: Int[Tensor, "texts new"], state: DecodingState) -> Float[Tensor, "texts width"]:
@@ -123,8 +122,8 @@ class TextDecoder(nn.Module):
         x = self.token_embedding(ids) + self.position_embedding[first:last]
         for block, cache in zip(self.unimodal_blocks, state.unimodal, strict=True):
             x = block(x, cache=cache)
-        for block, cache, memory in zip(self.multimodal_blocks, state.multimodal, state.memory, strict=True):
-            x = block.extend(x, memory, state.memory_mask, cache)
+        for block, cache in zip(self.multimodal_blocks, state.multimodal, strict=True):
+            x = block(x, state.context, cache)
         return self.norm_caption(x[:, -1])
 
     def _check_length(self, ids: Tensor) -> None:

@@ -78,31 +78,29 @@ class MultimodalBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_width)
 
-    def forward(self, x: Float[Tensor, "texts tokens width"], context: Tokens) -> Float[Tensor, "texts tokens width"]:
-        """Applies the block to texts, as many in a row for each item of the context; it comes normalised."""
-        return self.extend(x, self.memory(context), context.mask)
+    def forward(
+        self, x: Float[Tensor, "texts tokens width"], context: Tokens, cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "texts tokens width"]:
+        """Applies the block to texts, as many in a row for each item of the context, which comes normalised.
 
-    def memory(
-        self, context: Tokens
-    ) -> tuple[Float[Tensor, "items heads keys depth"], Float[Tensor, "items heads keys depth"]]:
-        """Returns the keys and values of the context, which all texts about it share."""
-        return self.cross_attention.keys_values(self.norm_context(context.values))
-
-    def extend(
-        self,
-        x: Float[Tensor, "texts new width"],
-        memory: tuple[Tensor, Tensor],
-        memory_mask: Bool[Tensor, "items keys"] | None,
-        cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "texts new width"]:
-        """Applies the block to the new tokens of texts, several in a row for each item of the memory.
-
-        Queries do not see each other in cross-attention, so all texts of an item are queries of one attention.
+        With a cache, `x` holds the tokens that are new, and the context is read the first time only. Queries do not
+        see each other in cross-attention, so all texts of an item are queries of one attention.
         """
+        memory = self._memory(context, cache)
         x = x + self.attention(self.norm_attention(x), causal=True, cache=cache)
         if self.text_mlp is not None:
             x = x + self.text_mlp(self.norm_text_mlp(x))
         queries = rearrange(self.norm_cross(x), "(items texts) new w -> items (texts new) w", items=len(memory[0]))
-        seen = self.cross_attention.attend_to(queries, *memory, memory_mask)
+        seen = self.cross_attention.attend_to(queries, *memory, context.mask)
         x = x + rearrange(seen, "items (texts new) w -> (items texts) new w", new=x.shape[1])
         return x + self.mlp(self.norm_mlp(x))
+
+    def _memory(self, context: Tokens, cache: KeyValueCache | None) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values of the context, which all texts about it share."""
+        if cache is not None and cache.memory is not None:
+            return cache.memory
+        keys, values = self.cross_attention.keys_values(self.norm_context(context.values))
+        if cache is None:
+            return keys, values
+        cache.memory = keys.contiguous(), values.contiguous()
+        return cache.memory

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from multicoca.tokens import Tokens
 
 
 class KeyValueCache:
@@ -14,11 +16,17 @@ class KeyValueCache:
 
     Args:
         capacity: the longest text, in tokens.
+
+    Attributes:
+        length: tokens so far.
+        memory: keys and values of the context, a row for each item, in a layer that sees it and has read it.
     """
 
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.length = 0
+        self.memory: tuple[Float[Tensor, "items heads keys depth"], Float[Tensor, "items heads keys depth"]] | None
+        self.memory = None
         self._kept: Float[Tensor, "two rows heads capacity depth"] | None = None
 
     def append(
@@ -55,16 +63,13 @@ class DecodingState:
 
     Attributes:
         unimodal: caches of the text-only half, a row for each text.
-        multimodal: caches of the upper half's self-attention, likewise.
-        memory: keys and values of the context in each layer of the upper half, a row for each item: all texts of
-            an item share them.
-        memory_mask: which tokens of the context are real; None for all.
+        multimodal: caches of the upper half's self-attention, likewise, and of what it sees of the context.
+        context: what the texts are about; all texts of an item share it.
     """
 
     unimodal: Sequence[KeyValueCache]
     multimodal: Sequence[KeyValueCache]
-    memory: Sequence[tuple[Tensor, Tensor]]
-    memory_mask: Bool[Tensor, "items tokens"] | None
+    context: Tokens
 
     @property
     def length(self) -> int:

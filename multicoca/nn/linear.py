@@ -19,7 +19,14 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Linear(nn.Linear):
-    """See `torch.nn.Linear`."""
+    """See `torch.nn.Linear`.
+
+    Attributes:
+        may_pack: whether a second layout may be made; not where weights change without a trace, as those that FSDP2
+            gathers do.
+    """
+
+    may_pack = True
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__(in_features, out_features, bias)
@@ -46,7 +53,8 @@ class Linear(nn.Linear):
         """Returns the weight in oneDNN's layout, or None where torch's own kernel is to be used."""
         weight = self.weight
         if (
-            self.training  # weights may change without a trace, as those that FSDP2 gathers do
+            self.training
+            or not self.may_pack
             or x.device.type != "cpu"
             or x.dtype not in _DTYPES
             or x.dtype != weight.dtype

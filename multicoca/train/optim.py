@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from multicoca.modality import require
 
@@ -189,7 +190,7 @@ class Average:
     def __init__(self, module: nn.Module, decay: float):
         if not 0 <= decay < 1:
             raise ValueError(f"optim.ema_decay is {decay}; expected at least 0 and below 1")
-        self.decay = decay
+        self.decay, self._module = decay, module
         self._own = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._values = {name: p.detach().clone() for name, p in self._own.items()}
 
@@ -217,6 +218,9 @@ class Average:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._own.items():
             parameter.copy_(values[name])
+        for module in self._module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what was gathered before is of other values
 
 
 def tuned(module: nn.Module, mode: str, last_blocks: int = 0) -> None:

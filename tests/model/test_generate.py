@@ -177,7 +177,10 @@ def test_length_bounds_and_banned_tokens_hold(outspoken, context, strategy):
 def test_memory_is_computed_once_and_shared_by_the_beams(outspoken, context):
     state = outspoken.text.begin(context, 12)
     outspoken.next_token_logits("a", torch.ones(24, 1, dtype=torch.long), state)
-    assert all(len(part) == 6 for layer in state.memory for part in layer)
+    kept = [layer.memory for layer in state.multimodal]
+    assert all(len(part) == 6 for memory in kept for part in memory)
+    outspoken.next_token_logits("a", torch.ones(24, 1, dtype=torch.long), state)
+    assert all(layer.memory is memory for layer, memory in zip(state.multimodal, kept, strict=True))
 
 
 @pytest.mark.parametrize(
