@@ -137,7 +137,7 @@ def accumulate_gradients(
             if config.captioning_weight:
                 captioning = outputs.caption_loss / tokens[modality]
                 log(f"loss/captioning/{modality}", captioning)
-                log(f"token_accuracy/{modality}", outputs.right_tokens / tokens[modality])
+                log(f"token_accuracy/{modality}", outputs.right_tokens.to(captioning) / tokens[modality])
                 total = total + config.captioning_weight * captioning
             (total * (part.weight * engine.gradient_factor)).backward()
     return dict(zip(logged, sum_over_ranks(torch.stack(list(logged.values()))).unbind(), strict=True))

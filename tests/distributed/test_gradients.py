@@ -13,7 +13,7 @@ from multicoca.distributed.parallelize import Engine, ParallelConfig, paralleliz
 from multicoca.train.step import LossConfig, accumulate_gradients
 
 WORKER = Path(__file__).with_name("gradient_worker.py")
-PAIRS = 24  # of each modality: shared by 1 to 4 ranks and up to 2 micro-batches, or by 1 rank and 8 micro-batches
+PAIRS = 96  # of each modality: 1 to 4 ranks share them equally, in up to 8 micro-batches each
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ SETTINGS = {
 
 def cases(world_size: int) -> dict[str, Case]:
     """All cases that so many ranks can do."""
-    micro_batches = (1, 2, 8) if world_size in (1, 3) else (1, 2)
+    micro_batches = (1, 2, 8)
     found = {}
     for name, parallel in SETTINGS.items():
         if name != "hsdp" or world_size == 4:
