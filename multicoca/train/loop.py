@@ -30,7 +30,7 @@ from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import Checkpoints
 from multicoca.train.metrics import PeakMemory, TrainingLog
 from multicoca.train.optim import Average, OptimConfig, build_optimizers, learning_rates, tuned
-from multicoca.train.precision import choose_precision
+from multicoca.train.precision import kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: Slurm's, by agreement
@@ -152,7 +152,7 @@ def train(
     """
     device = next(model.parameters()).device
     tuned(model, config.tuning, config.last_blocks)
-    autocast, reason = choose_precision(config.precision, device, model.config.width)
+    autocast, reason = kept_precision(config.precision, device, model.config.width, folder)
     engine = parallelize(model, parallel or ParallelConfig(), device, autocast)
     optimizers = build_optimizers(model, optim)
     average = None if optim.ema_decay is None else Average(model, optim.ema_decay)
@@ -174,10 +174,13 @@ def train(
             _count_flops(engine, own, loss, autocast, log)
             model.freeze_encoders(config.tuning == "frozen_then_all" and step < config.frozen_steps)
             losses = accumulate_gradients(engine, own, loss, autocast, (steps.seed, step))
+            scalars = {tag: float(value) for tag, value in losses.items()}
             rates = learning_rates(step, config.steps, optim, optimizers)
-            norm = optimizer_step(parameters, optimizers, rates, optim.clip_norm)
-            scalars = {**{tag: float(value) for tag, value in losses.items()}, "gradient_norm": norm}
-            bad = 0 if all(map(math.isfinite, scalars.values())) else bad + 1
+            usable = all(map(math.isfinite, scalars.values()))
+            scalars["gradient_norm"] = norm = optimizer_step(parameters, optimizers, rates, optim.clip_norm, usable)
+            bad = 0 if usable and math.isfinite(norm) else bad + 1
+            if bad >= config.max_bad_steps:
+                checkpoints.finish()
             if bad:
                 _warn_bad(step, bad, scalars, config, log)
             elif average is not None:

@@ -1,13 +1,33 @@
-"""Whether training runs under bf16 autocast: where this machine is faster with it, by a short measurement."""
+"""Whether training runs under bf16 autocast: where this machine is faster with it, by a short measurement.
+
+Rank 0 measures and all ranks follow. A run keeps what it began with, or it would not go on to the bit.
+"""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from multicoca.distributed.collectives import rank, wait_for_all
+from multicoca.files import write_text
+
 _SPEEDUP_WORTH_IT = 1.15  # below it, rounding is not worth the gain
+
+
+def kept_precision(requested: str, device: torch.device, width: int, folder: Path) -> tuple[torch.dtype | None, str]:
+    """Returns what `choose_precision` does on rank 0 at the first start of the run in a folder."""
+    kept = folder / "precision.txt"
+    if requested != "auto":
+        return choose_precision(requested, device, width)
+    if rank() == 0 and not kept.is_file():
+        dtype, reason = choose_precision(requested, device, width)
+        write_text(kept, f"{'fp32' if dtype is None else 'bf16'}\n{reason}")
+    wait_for_all()
+    chosen, reason = kept.read_text(encoding="utf-8").split("\n", 1)
+    return choose_precision(chosen, device, width)[0], reason
 
 
 def choose_precision(requested: str, device: torch.device, width: int) -> tuple[torch.dtype | None, str]:

@@ -144,11 +144,15 @@ def accumulate_gradients(
 
 
 def optimizer_step(
-    parameters: Sequence[nn.Parameter], optimizers: Optimizers, rates: Sequence[float], clip_norm: float
+    parameters: Sequence[nn.Parameter],
+    optimizers: Optimizers,
+    rates: Sequence[float],
+    clip_norm: float,
+    usable: bool = True,
 ) -> float:
     """Clips, updates with each optimizer at its learning rate, and clears the gradients.
 
-    Gradients that are not all finite change nothing; all ranks see the same.
+    Gradients that are not all finite, or not usable for another reason, change nothing; all ranks see the same.
 
     Returns:
         The gradients' norm before clipping.
@@ -159,7 +163,7 @@ def optimizer_step(
     for optimizer, rate in zip(optimizers, rates, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        if math.isfinite(norm):
+        if usable and math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from multicoca.eval.suite import evaluate
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.loop import TrainConfig, train
 from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates, parameter_groups
-from multicoca.train.precision import choose_precision
-from multicoca.train.step import LossConfig
+from multicoca.train.precision import choose_precision, kept_precision
+from multicoca.train.step import LossConfig, accumulate_gradients
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +164,39 @@ def test_precision_is_as_asked_or_measured():
     assert "times as fast" in reason
     with pytest.raises(ValueError, match=r"train\.precision is 'half'"):
         choose_precision("half", cpu, 32)
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, monkeypatch):
+    cpu, speeds = torch.device("cpu"), iter([2.0, 1.0])
+    monkeypatch.setattr("multicoca.train.precision._seconds", lambda *_: next(speeds))
+    assert kept_precision("auto", cpu, 32, tmp_path)[0] == torch.bfloat16
+    monkeypatch.setattr("multicoca.train.precision._seconds", lambda *_: pytest.fail("it is not measured again"))
+    dtype, reason = kept_precision("auto", cpu, 32, tmp_path)
+    assert (dtype, reason) == (torch.bfloat16, "bf16 autocast: 2.00 times as fast as fp32 here")
+
+
+def weights_of(network):
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@pytest.mark.parametrize("wrong", ["loss/captioning/image", "gradient_norm"])
+def test_steps_that_are_not_finite_are_left_out_and_too_many_stop_the_run(run_parts, tmp_path, monkeypatch, wrong):
+    bundle, listing, steps = run_parts(["image"])
+    bad, plain = {2, 4, 5, 6}, accumulate_gradients
+
+    def spoiled(engine, batches, *settings):
+        losses, step = plain(engine, batches, *settings), settings[-1][-1]
+        if step in bad and wrong in losses:
+            losses[wrong] = torch.tensor(torch.inf)
+        elif step in bad:
+            next(bundle.network.parameters()).grad.fill_(torch.nan)
+        return losses
+
+    monkeypatch.setattr("multicoca.train.loop.accumulate_gradients", spoiled)
+    monkeypatch.setattr("multicoca.train.loop._count_flops", lambda *_: None)
+    states = []
+    monkeypatch.setattr("multicoca.train.loop._note_problems", lambda *_: states.append(weights_of(bundle.network)))
+    with pytest.raises(ValueError, match=r"3 steps in a row had no finite.*newest checkpoint is from before them"):
+        go(bundle, listing, steps, tmp_path, 20, max_bad_steps=3, checkpoint_every=4)
+    assert [torch.equal(one, other) for one, other in pairwise(states)] == [False, True, False, True, True]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
