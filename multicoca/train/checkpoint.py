@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Checkpoints:
         self.folder, self.model, self.optimizers, self.average = folder, model, optimizers, average
         self.keep_last, self.keep_every = keep_last, keep_every
         self._group = side_group()
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # said of every run in one process
         self._pending: tuple[Future, Path] | None = None
         if rank() == 0:
             for left in folder.glob("step_*.part"):
