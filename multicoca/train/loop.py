@@ -184,7 +184,11 @@ def train(
                 average.update(step)
             done = step + 1
             checkpoints.settle()
-            _note_problems(own, ledger, broken_share, device)
+            try:
+                _note_problems(own, ledger, broken_share, device)
+            except ValueError:  # on all ranks
+                checkpoints.finish()
+                raise
             log.count(own)
             if done % config.log_every == 0 or done == config.steps:
                 _write_scalars(log, done, engine, memory, {**scalars, "learning_rate": rates[0], "bad_steps": bad})
