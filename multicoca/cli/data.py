@@ -65,7 +65,8 @@ def _shard(options: argparse.Namespace) -> int:
     if options.split and not listing.of(options.split):
         raise ValueError(f"there is no split '{options.split}'; the splits are {', '.join(listing.splits)}")
     ledger, written = Ledger(options.out / "ledger.jsonl"), 0
-    ledger.add(problem for problem in listing.problems if problem.split in splits)
+    # a shard that cannot be read belongs to no split
+    ledger.add(problem for problem in listing.problems if options.split in (None, problem.split) or not problem.split)
     for split in splits:
         own = listing.of(split)
         items = chain.from_iterable(own.values())
