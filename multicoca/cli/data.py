@@ -126,7 +126,9 @@ def _index(options: argparse.Namespace) -> int:
         index = opened(file, shard)
         samples += len(index.arrays["hash"])
         places.add(str(file.parent))
-        for problem in [*index.about["problems"], *index.about["reasons"].values()]:
+        for problem in index.about["problems"]:
             print(f"{shard}: {problem}", file=sys.stderr)
+        for sample, reason in index.about["reasons"].items():
+            print(f"{shard}::{index.record(int(sample))['key']}: {reason}", file=sys.stderr)
     print(f"{samples:,} samples in {len(shards):,} shards; indexes in {', '.join(sorted(places))}")
     return 0
