@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,8 @@ def _lines(split: str, modality: str, found: dict[str, Any]) -> list[str]:
         lines.append(f"  keys that occur again: {found['repeated_keys']:,}")
     for kind, count in found["broken_by_kind"].items():
         lines.append(f"  {count:,} broken: {kind}")
-    examples = found["broken"][: _EXAMPLES * len(found["broken_by_kind"])]
-    lines += [f"    {broken['file']}: {broken['reason']}" for broken in examples]
+        own = (broken for broken in found["broken"] if broken["kind"] == kind)
+        lines += [f"    {broken['file']}: {broken['reason']}" for broken in islice(own, _EXAMPLES)]
     return lines
 
 
