@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def _shard(options: argparse.Namespace) -> int:
     if options.split and not listing.of(options.split):
         raise ValueError(f"there is no split '{options.split}'; the splits are {', '.join(listing.splits)}")
     ledger, written = Ledger(options.out / "ledger.jsonl"), 0
-    ledger.add(problem for problem in listing.problems if problem.split in splits)
+    # a shard that cannot be read belongs to no split
+    ledger.add(problem for problem in listing.problems if options.split in (None, problem.split) or not problem.split)
     for split in splits:
         own = listing.of(split)
         items = chain.from_iterable(own.values())
@@ -112,8 +113,8 @@ def _lines(split: str, modality: str, found: dict[str, Any]) -> list[str]:
         lines.append(f"  keys that occur again: {found['repeated_keys']:,}")
     for kind, count in found["broken_by_kind"].items():
         lines.append(f"  {count:,} broken: {kind}")
-    examples = found["broken"][: _EXAMPLES * len(found["broken_by_kind"])]
-    lines += [f"    {broken['file']}: {broken['reason']}" for broken in examples]
+        own = (broken for broken in found["broken"] if broken["kind"] == kind)
+        lines += [f"    {broken['file']}: {broken['reason']}" for broken in islice(own, _EXAMPLES)]
     return lines
 
 
@@ -125,7 +126,9 @@ def _index(options: argparse.Namespace) -> int:
         index = opened(file, shard)
         samples += len(index.arrays["hash"])
         places.add(str(file.parent))
-        for problem in [*index.about["problems"], *index.about["reasons"].values()]:
+        for problem in index.about["problems"]:
             print(f"{shard}: {problem}", file=sys.stderr)
+        for sample, reason in index.about["reasons"].items():
+            print(f"{shard}::{index.record(int(sample))['key']}: {reason}", file=sys.stderr)
     print(f"{samples:,} samples in {len(shards):,} shards; indexes in {', '.join(sorted(places))}")
     return 0

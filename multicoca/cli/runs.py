@@ -16,8 +16,9 @@ from multicoca.files import write_text
 
 # what may differ when a run goes on: where and how it runs, not what it computes
 _FREE = (
-    "fresh", "output", "parallel.", "data.workers", "train.cpu_processes", "train.log_every", "train.checkpoint_every",
-    "train.keep_last", "train.keep_every", "train.evaluate_every", "train.max_bad_steps", "train.profile_",
+    "fresh", "output", "parallel.", "data.workers", "data.max_broken_share", "train.cpu_processes", "train.log_every",
+    "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.evaluate_every", "train.max_bad_steps",
+    "train.profile_",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Writes items of any source as WebDataset shards, in img2dataset's layout: NUMBER.jpg, NUMBER.txt, NUMBER.json.
 
 Files are copied byte for byte. The .txt holds the first caption, the .json all of them with the item's key, split,
-modality, label and whatever else was known, so that the shards are the source again.
+modality, label and whatever else was known, so that the shards are the source again. Left out is only what a reader
+would take for another caption.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from multicoca.data.sample import Item, Problem
+from multicoca.data.shard_scan import TEXT_KEYS
 from multicoca.files import written_aside
 from multicoca.modality import UnreadableFileError
 
@@ -50,7 +52,8 @@ def write_shards(items: Iterable[Item], folder: Path, split: str, shard_bytes: i
 
 def _add(tar: tarfile.TarFile, item: Item, split: str, name: str, media: bytes) -> None:
     about = {"key": item.key, "captions": item.texts, "label": item.label, "split": split, "modality": item.modality}
-    described = json.dumps({**item.extra, **about}, ensure_ascii=False)
+    extra = {name: value for name, value in item.extra.items() if name not in TEXT_KEYS}
+    described = json.dumps({**extra, **about})
     parts = ((item.file.suffix.lower(), media), (".txt", item.texts[0].encode()), (".json", described.encode()))
     for suffix, content in parts:
         header = tarfile.TarInfo(name + suffix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,17 +72,21 @@ class Folder:
         del seed  # the split depends on keys alone
         listing, items = Listing(), {}
         seen: set[str] = set()
-        for number, line in _lines(self.manifest):
-            key = str(line.get("key") or line.get("file_name") or f"line {number}")
+        for number, line, reason in _lines(self.manifest):
+            name = str(line.get("file_name") or "")
+            key = str(line.get("key") or name or f"line {number}")
             split = str(line.get("split") or "") or self._split_of(key)
-            item, reason = _item(line, key, self.manifest.parent, processors)
-            if item is not None and (item.modality, key) in seen:
+            modality = str(line.get("modality") or "") or modality_by_suffix(name, processors)
+            item = None
+            if not reason:
+                item, reason = _item(line, key, modality, self.manifest.parent, processors)
+            if item is not None and (modality, key) in seen:
                 item, reason = None, f"its key '{key}' occurs twice; keys must be unique"
-            modality = item.modality if item is not None else modality_by_suffix(str(line.get("file_name")), processors)
             counts = listing.listed.setdefault(split, {})
             counts[modality or "unknown"] = counts.get(modality or "unknown", 0) + 1
             if item is None:
-                listing.problems.append(Problem(key, str(line.get("file_name")), reason, split, modality))
+                file = self.manifest.parent / name if name else self.manifest
+                listing.problems.append(Problem(key, str(file), reason, split, modality))
             else:
                 seen.add((item.modality, key))
                 items.setdefault(split, {}).setdefault(item.modality, []).append(item)
@@ -115,35 +120,50 @@ def _find_manifest(root: Path) -> Path:
     )
 
 
-def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, record); a line that is not a record comes as an empty one."""
+def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Yields (line number, record, why it cannot be used or ""); a line that is not a record comes as an empty one."""
     if manifest.suffix == ".csv":
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames is None or not {"file_name", "text"} <= set(reader.fieldnames):
-                raise ValueError(
-                    f"{manifest} has the columns {reader.fieldnames}; expected at least file_name and text"
-                )
-            yield from enumerate(reader, start=2)
+            try:
+                if not {"file_name", "text"} <= set(reader.fieldnames or ()):
+                    raise ValueError(
+                        f"{manifest} has the columns {reader.fieldnames}; expected at least file_name and text"
+                    )
+                for number, record in enumerate(reader, start=2):
+                    yield number, record, ""
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise ValueError(f"{manifest} is not a CSV file in UTF-8: {error}; save it as one") from error
         return
-    with manifest.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if text.strip():
-                try:
-                    record = json.loads(text)
-                except json.JSONDecodeError:
-                    record = {}
-                yield number, record if isinstance(record, dict) else {}
+    with manifest.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, *_record(line)
+
+
+def _record(line: bytes) -> tuple[dict[str, Any], str]:
+    """Returns (what a line of JSON says, why it cannot be used or "")."""
+    reason = ""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        text, reason = line.decode(errors="replace"), f"the line is not UTF-8: {error}"
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError:
+        record = None
+    if not isinstance(record, dict):
+        return {}, reason or "the line is not a JSON object with a file_name"
+    return record, reason
 
 
 def _item(
-    line: Mapping[str, Any], key: str, folder: Path, processors: Mapping[str, Processor]
+    line: Mapping[str, Any], key: str, modality: str, folder: Path, processors: Mapping[str, Processor]
 ) -> tuple[Item | None, str]:
     """Returns (item, "") or (None, the reason why the line cannot be used)."""
     if not line.get("file_name"):
         return None, "the line is not a JSON object with a file_name"
     file = folder / str(line["file_name"])
-    modality = str(line.get("modality") or "") or modality_by_suffix(file.name, processors)
     if modality not in processors:
         readable = ", ".join(sorted({suffix for processor in processors.values() for suffix in processor.suffixes}))
         what = (
@@ -152,11 +172,12 @@ def _item(
             else f"suffix '{file.suffix}' is unknown"
         )
         return None, f"{what}; readable suffixes: {readable}"
-    if not file.is_file():
-        return None, "the file does not exist"
+    reason = _unusable(file)
+    if reason:
+        return None, reason
     given = line.get("text")
     texts = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-    texts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    texts = [text.strip().encode(errors="replace").decode() for text in texts if isinstance(text, str) and text.strip()]
     if not texts:
         return None, "it has no caption: text is empty or not a string or list of strings"
     label = line.get("label")
@@ -164,6 +185,17 @@ def _item(
     return Item(
         key, file, modality, tuple(dict.fromkeys(texts)), None if label in (None, "") else str(label), extra
     ), ""
+
+
+def _unusable(file: Path) -> str:
+    """Says why there is no file to read, or ""."""
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return "the file does not exist"
+    except (OSError, ValueError) as error:  # ValueError: no name of a file holds a null byte
+        return f"the file cannot be found: {error}"
+    return "" if stat.S_ISREG(mode) else "it is a folder or a device, not a file"
 
 
 def modality_by_suffix(name: str, processors: Mapping[str, Processor]) -> str:

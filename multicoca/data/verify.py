@@ -126,7 +126,7 @@ def _summary(
             **({"tokens": _spread(tokens)} if count_tokens is not None else {}),
         },
         "repeated_keys": sum(count - 1 for count in keys.values()),
-        "broken": [{"key": p.key, "file": p.file, "reason": p.reason} for p in problems],
+        "broken": [{"key": p.key, "file": p.file, "reason": p.reason, "kind": _kind(p.reason)} for p in problems],
         "broken_by_kind": dict(kinds.most_common()),
     }
 

@@ -5,10 +5,15 @@ Gathering features carries gradients: the backward sums what all ranks send for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -60,6 +65,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def true_on_all_ranks(value: Bool[Tensor, ""]) -> bool:
     """Returns whether something holds on every rank."""
     return not sum_over_ranks((~value).int())
+
+
+def gather_objects(local: Sequence[T], device: torch.device) -> list[T]:
+    """Returns the objects of all ranks, in rank order; while no rank has any, it costs one number."""
+    if world_size() == 1 or not sum_over_ranks(torch.tensor(len(local), device=device)):
+        return list(local)
+    parts: list[list[T]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, list(local))
+    return [one for part in parts for one in part]
 
 
 def broadcast_parameters(module: nn.Module) -> None:

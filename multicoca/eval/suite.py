@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from multicoca.data.sample import Problem
@@ -36,21 +37,21 @@ def evaluate(
     results: dict[str, Any] = {"modalities": {}, "across": {}, "protocol": protocol(config, seed)}
     answers: dict[str, Answers] = {}
     problems = [problem for problem in listing.problems if problem.split in (TEST, COMPOSITION)]
-    for modality, items in listing.of(TEST).items():
-        if modality not in bundle.processors:
+    for modality in bundle.processors:
+        items, listed = listing.of(TEST).get(modality, ()), listing.listed.get(TEST, {}).get(modality, 0)
+        if not listed:
             continue
         templates = templates_named(config.templates) if config.likelihood else ()
         found = answers[modality] = answer(bundle, modality, items, config.batch_size, num_workers, templates)
-        problems.extend(found.problems)
+        problems.extend(replace(problem, split=TEST) for problem in found.problems)
         judge = scene_judge(found.items, bundle.processors[modality])
-        listed = listing.listed[TEST][modality]
         result = evaluate_modality(bundle, found, listed, config, seed, judge)
         if judge is not None:
             result["zero_shot"] = attribute_accuracy(bundle, found)
         held_out = listing.of(COMPOSITION).get(modality)
         if held_out:
             unseen = answer(bundle, modality, held_out, config.batch_size, num_workers)
-            problems.extend(unseen.problems)
+            problems.extend(replace(problem, split=COMPOSITION) for problem in unseen.problems)
             scores = captioning(unseen, scene_judge(unseen.items, bundle.processors[modality]))
             result["composition"] = {**scores, "listed": listing.listed[COMPOSITION][modality]}
         results["modalities"][modality] = result

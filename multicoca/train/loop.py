@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, training_batches
 from multicoca.data.sample import Batch
-from multicoca.distributed.collectives import rank, sum_over_ranks, world_size
+from multicoca.distributed.collectives import gather_objects, rank, sum_over_ranks, world_size
 from multicoca.distributed.parallelize import Engine, ParallelConfig, parallelize
 from multicoca.distributed.setup import naming_lost_ranks
 from multicoca.model.coca import CoCa
@@ -187,7 +187,11 @@ def train(
                 average.update(step)
             done = step + 1
             checkpoints.settle()
-            _note_problems(own, ledger, broken_share)
+            try:
+                _note_problems(own, ledger, broken_share, device)
+            except ValueError:  # on all ranks
+                checkpoints.finish()
+                raise
             log.count(own)
             if done % config.log_every == 0 or done == config.steps:
                 _write_scalars(log, done, engine, memory, {**scalars, "learning_rate": rates[0], "bad_steps": bad})
@@ -259,10 +263,13 @@ def _warn_bad(step: int, bad: int, scalars: dict[str, float], config: TrainConfi
         )
 
 
-def _note_problems(batches: Sequence[Batch], ledger: Ledger, broken_share: BrokenShare) -> None:
-    for batch in batches:
-        ledger.add(batch.problems)
-        broken_share.add(batch.modality, (problem.key for problem in batch.problems))
+def _note_problems(batches: Sequence[Batch], ledger: Ledger, broken_share: BrokenShare, device: torch.device) -> None:
+    """Names what any rank could not read. All ranks count all of it, so that they stop together."""
+    problems = gather_objects([problem for batch in batches for problem in batch.problems], device)
+    if rank() == 0:
+        ledger.add(problems)
+    for modality in dict.fromkeys(problem.modality for problem in problems):
+        broken_share.add(modality, (problem.key for problem in problems if problem.modality == modality))
 
 
 def _write_scalars(log: TrainingLog, done: int, engine: Engine, memory: PeakMemory, scalars: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Your own data: every line is an item or a problem with a reason; splits and modalities as said."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def write(folder: Path, lines: list) -> Path:
         if isinstance(line, dict) and "file_name" in line and line.pop("exists", True):
             (folder / line["file_name"]).write_text(line.pop("content", "1"))
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
-    (folder / "metadata.jsonl").write_text(text)
+    (folder / "metadata.jsonl").write_bytes(text.encode(errors="surrogateescape"))
     return folder
 
 
@@ -36,23 +37,60 @@ def test_items_of_several_modalities_with_texts_labels_and_splits(tmp_path):
     ("line", "reason"),
     [
         ({"file_name": "x.num", "text": "a", "exists": False}, "does not exist"),
+        ({"file_name": "x" * 300 + ".num", "text": "a", "exists": False}, "cannot be found: .*name too long"),
+        ({"file_name": "x\0.num", "text": "a", "exists": False}, "cannot be found: embedded null byte"),
+        ({"file_name": "folder.num", "text": "a", "exists": False}, "it is a folder"),
         ({"file_name": "x.xyz", "text": "a"}, "suffix '.xyz' is unknown; readable suffixes: .let, .num"),
         ({"file_name": "x.num", "text": "  "}, "no caption"),
         ({"file_name": "x.num", "text": 5}, "no caption"),
         ({"file_name": "x.num", "text": "a", "modality": "sound"}, "modality 'sound' is not among numbers, letters"),
         ({"text": "a"}, "no JSON object|not a JSON object"),
         ("{broken", "not a JSON object"),
+        ('{"file_name": "good.num", "key": "b", "text": "caf\udce9"}', "not UTF-8: .* byte 0xe9 in position 50"),
+        ("caf\udce9", "not UTF-8"),
         ({"file_name": "good.num", "text": "again"}, "occurs twice"),
     ],
 )
 def test_each_unusable_line_is_a_problem_with_its_reason(tmp_path, line, reason):
+    (tmp_path / "folder.num").mkdir()
     listing = Folder(write(tmp_path, [{"file_name": "good.num", "text": "a"}, line]), 0.0).list_items(PROCESSORS, 0)
     assert len(listing.of("train")["numbers"]) == 1
     assert len(listing.problems) == 1
-    import re
-
     assert re.search(reason, listing.problems[0].reason)
     assert sum(listing.listed["train"].values()) == 2
+    name = line.get("file_name") if isinstance(line, dict) else "good.num" if "good" in line else None
+    assert listing.problems[0].file == str(tmp_path / (name or "metadata.jsonl"))
+
+
+def test_an_unusable_line_counts_for_the_modality_that_it_names(tmp_path):
+    lines = [{"file_name": "a.num", "text": "a"}] + [
+        {"file_name": "gone.num", "text": "a", "modality": name, "key": name, "exists": False}
+        for name in ("letters", "sound")
+    ]
+    listing = Folder(write(tmp_path, lines), 0.0).list_items(PROCESSORS, 0)
+    assert listing.listed == {"train": {"numbers": 1, "letters": 1, "sound": 1}}
+    assert [problem.modality for problem in listing.problems] == ["letters", "sound"]
+
+
+def test_half_a_character_in_a_caption_becomes_a_question_mark(tmp_path):
+    lines = [{"file_name": "a.num", "text": ["smile \ud83d", "smile \U0001f600"]}]
+    (item,) = Folder(write(tmp_path, lines), 0.0).list_items(PROCESSORS, 0).of("train")["numbers"]
+    assert item.texts == ("smile ?", "smile \U0001f600")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file_name,text\na.num,café\n".encode("latin-1"), "not a CSV file in UTF-8: .*0xe9.*; save it as one"),
+        (b"file_name,text\na.num," + b"a" * 200_000, "field larger than field limit"),
+        (b"name,text\na.num,a\n", r"the columns \['name', 'text'\]; expected at least file_name and text"),
+        (b"", "the columns None"),
+    ],
+)
+def test_a_csv_manifest_that_cannot_be_read_is_an_error_that_names_it(tmp_path, content, message):
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"list\.csv .*{message}"):
+        Folder(tmp_path / "list.csv").list_items(PROCESSORS, 0)
 
 
 def test_a_csv_manifest_is_read_like_the_others(tmp_path):

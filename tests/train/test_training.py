@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes to the same place, stops in order, and its parts are checked."""
 
+import json
 import math
 import os
 import signal
@@ -7,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from conftest import small_model
 
 from multicoca.api import build_bundle
@@ -17,6 +19,7 @@ from multicoca.data.shapes.source import ShapesWorld
 from multicoca.eval.evaluator import EvaluationConfig
 from multicoca.eval.suite import evaluate
 from multicoca.text.tokenizer import TextTokenizer
+from multicoca.train.checkpoint import whole_checkpoints
 from multicoca.train.loop import TrainConfig, train
 from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates, parameter_groups
 from multicoca.train.precision import choose_precision, kept_precision
@@ -45,10 +48,10 @@ def run_parts(tmp_path_factory):
     return build
 
 
-def go(bundle, listing, steps, folder, num_steps, evaluate_now=None, muon_lr=None, **changes):
+def go(bundle, listing, steps, folder, num_steps, evaluate_now=None, muon_lr=None, broken_share=0.05, **changes):
     ledger = Ledger(folder / "ledger.jsonl")
     config = TrainConfig(steps=num_steps, precision="fp32", log_every=5, **changes)
-    share = BrokenShare(listing.listed["train"], 0.05, ledger.file)
+    share = BrokenShare(listing.listed["train"], broken_share, ledger.file)
     optim = OptimConfig(lr=2e-3, muon_lr=muon_lr, warmup_share=0.1)
     return train(bundle.network, steps, folder, config, optim, LossConfig(), ledger, share, 0, evaluate_now)
 
@@ -82,6 +85,29 @@ def test_a_resumed_run_is_the_run_never_stopped(run_parts, tmp_path, muon_lr):
     assert go(resumed, listing, steps, tmp_path / "stopped", 8, muon_lr=muon_lr).steps == 8
     for one, other in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+class Late:
+    """A write that is done no sooner than somebody waits for it."""
+
+    def __init__(self, future):
+        self.result = future.result
+
+    def done(self):
+        return False
+
+
+def test_too_many_broken_files_stop_a_run_when_its_checkpoint_is_being_written(run_parts, tmp_path, monkeypatch):
+    bundle, listing, steps = run_parts(["image"])
+    items = {item.key: item for item in listing.of("train")["image"]}
+    broken = items[steps[2][0].keys[0]]
+    broken.file.write_bytes(b"broken")
+    start_to_write = dcp.async_save
+    monkeypatch.setattr(dcp, "async_save", lambda *arguments, **options: Late(start_to_write(*arguments, **options)))
+    with pytest.raises(ValueError, match="1 of 48 image training items cannot be used, more than the share of 0"):
+        go(bundle, listing, steps, tmp_path, 8, broken_share=0.0, checkpoint_every=1)
+    assert [path.name for path in whole_checkpoints(tmp_path / "checkpoints")] == ["step_00000001", "step_00000002"]
+    assert [json.loads(line)["key"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()] == [broken.key]
 
 
 def test_evaluation_counts_what_it_used(run_parts, tmp_path):
