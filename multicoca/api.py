@@ -273,7 +273,10 @@ def save(folder: Path, bundle: Bundle, config: Config, card: str) -> None:
     for name, text in ((CONFIG, to_yaml(own)), (TOKENIZER, bundle.tokenizer.to_json()), (CARD, card)):
         write_text(folder / name, text)
     with written_aside(folder / WEIGHTS) as aside:
-        save_model(bundle.network, str(aside))
+        try:
+            save_model(bundle.network, str(aside))
+        except SafetensorError as error:
+            raise OSError(f"the weights cannot be written to {folder}: {error}") from error
 
 
 def _without_sources(spec: Any) -> Any:

@@ -74,6 +74,7 @@ class Config:
         start_from: a model folder, or owner/name of the hub, whose weights, sizes, tokenizer and modalities training
             starts with; `modalities` then adds those that it lacks.
         fresh: start anew where an earlier run of this name stands, which is deleted.
+        accept_changes: go on with an earlier run of this name although its configuration was another one.
         model: the core's sizes.
         modalities: `processor` and `encoder` of each modality, by name.
         text: the tokenizer.
@@ -90,6 +91,7 @@ class Config:
     seed: int = 0
     start_from: str | None = None
     fresh: bool = False
+    accept_changes: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     modalities: dict[str, Any] = field(default_factory=dict)
     text: TextConfig = field(default_factory=TextConfig)

@@ -38,10 +38,10 @@ class Job:
         return run_train(list(self.arguments))
 
     def checkpoint(self) -> Any:
-        """Returns what submitit queues again after a signal."""
+        """Returns what submitit queues again after a signal; it must not begin anew."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Job(self.arguments))
+        return DelayedSubmission(Job(tuple(each for each in self.arguments if not each.startswith("fresh="))))
 
 
 def is_launcher(argument: str) -> bool:

@@ -42,9 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     run = vars(importlib.import_module(f"multicoca.cli.{module}"))[f"run_{command}"]
     try:
         return run(rest)
-    except (ValueError, ImportError, FileNotFoundError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"multicoca {command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"multicoca {command}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

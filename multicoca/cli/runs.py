@@ -12,13 +12,14 @@ import yaml
 from filelock import FileLock, Timeout
 
 from multicoca.config import Config, to_yaml
+from multicoca.distributed.launch import is_restarted
 from multicoca.files import write_text
 
 # what may differ when a run goes on: where and how it runs, not what it computes
 _FREE = (
-    "fresh", "output", "parallel.", "data.workers", "data.max_broken_share", "train.cpu_processes", "train.log_every",
-    "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.evaluate_every", "train.max_bad_steps",
-    "train.profile_",
+    "fresh", "accept_changes", "output", "parallel.", "evaluation.", "data.workers", "data.max_broken_share",
+    "train.cpu_processes", "train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
+    "train.evaluate_every", "train.max_bad_steps", "train.profile_",
 )  # fmt: skip
 
 
@@ -27,8 +28,11 @@ def opened_run(folder: Path, config: Config) -> Iterator[None]:
     """Makes a run's folder, or checks that an earlier run in it had the same configuration; holds it till the end.
 
     Raises:
-        ValueError: another process is at work in it, or it holds a run with another configuration.
+        ValueError: the name is none for a folder, another process is at work in it, or it holds a run with another
+            configuration, or something else that `fresh` would delete.
     """
+    if not config.name or Path(config.name).is_absolute() or {"..", "."} & set(Path(config.name).parts):
+        raise ValueError(f"name is '{config.name}'; expected the name of a folder below output, such as name=mine")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
@@ -38,29 +42,36 @@ def opened_run(folder: Path, config: Config) -> Iterator[None]:
             f"another process is at work in {folder}; wait for its end, or give this run another name (name=...)"
         ) from error
     try:
-        if config.fresh:
-            shutil.rmtree(folder, ignore_errors=True)
         saved, text = folder / "config.yaml", to_yaml(config)
+        if config.fresh and not is_restarted():
+            if any(folder.iterdir()) and not saved.is_file():
+                raise ValueError(f"{folder} holds files but no run; fresh=true does not delete it, choose another name")
+            shutil.rmtree(folder)
         if saved.is_file():
-            _check(folder, yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(text))
+            before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+            _check(folder, before, yaml.safe_load(text), config.accept_changes)
         write_text(saved, text)
         yield
     finally:
         lock.release()
 
 
-def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], accept: bool) -> None:
     old, new = dict(_leaves(before)), dict(_leaves(now))
     changes = [
         f"{key}: {old.get(key, 'absent')} then, {new.get(key, 'absent')} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "absent") != new.get(key, "absent") and not key.startswith(_FREE)
     ]
-    if changes:
+    if not changes:
+        return
+    differences = f"{folder} holds a run with another configuration:\n  " + "\n  ".join(changes) + "\n"
+    if not accept:
         raise ValueError(
-            f"{folder} holds a run with another configuration:\n  " + "\n  ".join(changes) + "\n"
-            "Give this one another name (name=...), or delete the earlier one with fresh=true."
+            differences + "Give this one another name (name=...), go on nevertheless with accept_changes=true, or "
+            "delete the earlier one with fresh=true."
         )
+    print(differences + "It goes on with the new one.", flush=True)
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from multicoca.api import build_bundle, local_folder, read_config, read_tokenizer, save, start_from
+from multicoca.api import CARD, build_bundle, local_folder, read_config, read_tokenizer, save, start_from
 from multicoca.build import build, build_processors
 from multicoca.cli.cluster import is_launcher, queue_again, submit
 from multicoca.cli.compose import compose_config, print_help
@@ -28,8 +28,9 @@ from multicoca.cli.runs import opened_run
 from multicoca.config import Config
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, usable_workers
+from multicoca.data.sample import UnfilledBatchError
 from multicoca.data.sources import Listing
-from multicoca.distributed.collectives import rank, wait_for_all, world_size
+from multicoca.distributed.collectives import rank, rank_0_first, wait_for_all, world_size
 from multicoca.distributed.launch import available_cores, is_first, is_launched, local_processes, run_processes
 from multicoca.distributed.setup import distributed, training_device
 from multicoca.eval.evaluator import Answers
@@ -40,6 +41,7 @@ from multicoca.model.bundle import Bundle
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.loop import TrainOutcome, train
 from multicoca.train.metrics import PeakMemory
+from multicoca.train.stopping import Stopped, stopping_at_once
 
 HELP = """usage: multicoca train [KEY=VALUE ...]
 
@@ -59,6 +61,21 @@ def run_train(arguments: list[str]) -> int:
         job = submit(arguments)
         print(f"job {job.job_id}; its output: {job.paths.stdout}")
         return 0
+    try:
+        with stopping_at_once():
+            return _run(arguments)
+    except Stopped as stop:
+        print(f"multicoca train: {stop}; the same command goes on", file=sys.stderr, flush=True)
+        queue_again(stop.number)
+        return 128 + stop.number
+
+
+def _run(arguments: list[str]) -> int:
+    """Trains and evaluates; returns the exit status.
+
+    Raises:
+        Stopped: by a signal.
+    """
     config = _started(compose_config("train", arguments), arguments)
     device = training_device()
     if device.type == "cpu" and not is_launched():
@@ -75,8 +92,7 @@ def run_train(arguments: list[str]) -> int:
             torch.set_num_threads(available_cores())
             _finish(config, run, "multicoca train " + " ".join(arguments))
     if run.outcome.signal_number is not None:
-        queue_again(run.outcome.signal_number)
-        return 128 + run.outcome.signal_number
+        raise Stopped(run.outcome.signal_number)
     return 0
 
 
@@ -131,12 +147,8 @@ def list_items(config: Config, processors: Mapping[str, Processor]) -> Listing:
     if not config.data.source:
         raise ValueError("data.source is not set; choose a source, for example data=shapes or data=folder")
     source = build(config.data.source, **arguments)
-    if rank() != 0:
-        wait_for_all()
-    listing = source.list_items(processors, config.seed)
-    if rank() == 0:
-        wait_for_all()
-    return listing
+    with rank_0_first():
+        return source.list_items(processors, config.seed)
 
 
 def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
@@ -146,11 +158,11 @@ def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
         return read_tokenizer(local_folder(config.start_from), config)
     if config.text.tokenizer is not None:
         return TextTokenizer.load(Path(config.text.tokenizer), length, config.text.clean)
-    if rank() == 0 and not kept.is_file():
-        texts = (text for items in listing.of("train").values() for item in items for text in item.texts)
-        tokenizer = TextTokenizer.learn(texts, config.text.vocab_size, length)
-        write_text(kept, tokenizer.to_json())
-    wait_for_all()
+    with rank_0_first():
+        if rank() == 0 and not kept.is_file():
+            texts = (text for items in listing.of("train").values() for item in items for text in item.texts)
+            tokenizer = TextTokenizer.learn(texts, config.text.vocab_size, length)
+            write_text(kept, tokenizer.to_json())
     return TextTokenizer.load(kept, length)
 
 
@@ -167,9 +179,9 @@ def _announce(folder: Path, bundle: Bundle, listing: Listing, device: torch.devi
 
 def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledger: Ledger) -> TrainOutcome:
     broken = BrokenShare(listing.listed.get("train", {}), config.data.max_broken_share, ledger.file)
+    known = {(p.modality, p.key) for p in (*listing.problems, *ledger.problems) if p.split == "train"}
     for modality in bundle.processors:
-        unusable = [p.key for p in listing.problems if p.split == "train" and p.modality == modality]
-        broken.add(modality, unusable)
+        broken.add(modality, (key for name, key in known if name == modality))
     steps = Steps(
         listing.of("train"),
         bundle.processors,
@@ -194,19 +206,23 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
     on_gpu = next(bundle.network.parameters()).device.type == "cuda"
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     workers = usable_workers(config.data.workers, available_cores() // local - 1 if on_gpu else 0)
-    return train(
-        bundle.network,
-        steps,
-        folder,
-        config.train,
-        config.optim,
-        config.loss,
-        ledger,
-        broken,
-        workers,
-        evaluate_now,
-        config.parallel,
-    )
+    try:
+        return train(
+            bundle.network,
+            steps,
+            folder,
+            config.train,
+            config.optim,
+            config.loss,
+            ledger,
+            broken,
+            workers,
+            evaluate_now,
+            config.parallel,
+        )
+    except UnfilledBatchError as error:
+        ledger.add(error.problems)
+        raise
 
 
 def _usable(config: Config, bundle: Bundle, weights: dict[str, Tensor] | None) -> Bundle:
@@ -222,6 +238,7 @@ def _finish(config: Config, run: _Run, command: str) -> None:
     """Evaluates and writes the model, results.json and the report."""
     folder, bundle = run.folder, _usable(config, run.bundle, run.outcome.weights)
     bundle.network.eval()
+    save(folder / "model", bundle, config, model_card(config, {}))  # first, for evaluation may fail
     started = time.perf_counter()
     results: dict[str, Any] = {}
     answers: dict[str, Answers] = {}
@@ -232,7 +249,7 @@ def _finish(config: Config, run: _Run, command: str) -> None:
     seconds = {"data": run.data_s, "train": run.outcome.seconds, "evaluate": time.perf_counter() - started}
     peak = max(PeakMemory().sample(), run.outcome.peak_memory_gib)
     results |= {"seconds": seconds, "peak_memory_gib": peak, "broken_items": len(run.ledger)}
-    save(folder / "model", bundle, config, model_card(config, results))
+    write_text(folder / "model" / CARD, model_card(config, results))
     write_text(folder / "results.json", json.dumps(results, indent=1))
     write_run_report(folder, config, bundle, results, answers, command)
     print(summary(results))

@@ -15,14 +15,18 @@ class Ledger:
 
     Args:
         file: where the lines go; it is made with the first problem.
+
+    Attributes:
+        problems: all of them, those of earlier starts included.
     """
 
     def __init__(self, file: Path):
         self.file = file
-        self._known: set[tuple[str, str]] = set()
+        self.problems: list[Problem] = []
         if file.is_file():
-            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            self._known = {(line["file"], line["key"]) for line in lines}
+            lines = file.read_text(encoding="utf-8").splitlines()
+            self.problems = [Problem(**json.loads(line)) for line in lines if line.endswith("}")]
+        self._known = {(problem.file, problem.key) for problem in self.problems}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -34,6 +38,7 @@ class Ledger:
             if (problem.file, problem.key) not in self._known:
                 self._known.add((problem.file, problem.key))
                 new.append(problem)
+        self.problems.extend(new)
         if new:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as file:
@@ -66,5 +71,6 @@ class BrokenShare:
         if len(broken) > self.limit * total:
             raise ValueError(
                 f"{len(broken)} of {total} {modality} training items cannot be used, more than the share of "
-                f"{self.limit:g} that data.max_broken_share allows; {self.ledger} names each with its reason"
+                f"{self.limit:g} that data.max_broken_share allows; {self.ledger} names each with its reason. "
+                "Raise the share, or mend the files and delete the ledger"
             )

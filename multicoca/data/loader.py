@@ -6,6 +6,7 @@ that no batch holds an item twice, and reported with the batch; evaluation repla
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from multicoca.data.mixture import MixtureConfig, Order, Place, Schedule
 from multicoca.data.order import keyed_number
-from multicoca.data.sample import Batch, Item, Problem
+from multicoca.data.sample import Batch, Item, Problem, UnfilledBatchError
+from multicoca.distributed.launch import STOP_SIGNALS
 from multicoca.modality import Processor, UnreadableFileError
 from multicoca.text.tokenizer import TextTokenizer
 
@@ -103,8 +105,8 @@ class Steps(Dataset):
         if found is not None:
             return found
         if len(problems) - before == _ATTEMPTS:
-            raise ValueError(
-                f"{_ATTEMPTS} {order.modality} files in a row cannot be read; the last: {problems[-1].reason}"
+            raise UnfilledBatchError(
+                f"{_ATTEMPTS} {order.modality} files in a row cannot be read; the last: {problems[-1].reason}", problems
             )
         return self._spare(order, processor, batch, slot, problems)
 
@@ -128,10 +130,11 @@ class Steps(Dataset):
             found = self._first_readable(order, processor, free, problems)
             if found is None:
                 size = len(order.streams[stream].items)
-                raise ValueError(
+                raise UnfilledBatchError(
                     f"of the {size} {order.modality} training items so many cannot be read that a batch is not full; "
                     f"set data.batch_size or data.batch_sizes.{order.modality} lower. "
-                    f"The last: {problems[-1].file}: {problems[-1].reason}"
+                    f"The last: {problems[-1].file}: {problems[-1].reason}",
+                    problems,
                 )
             if other == slot:
                 return found
@@ -163,17 +166,25 @@ def _check_batch_size(modality: str, batch_size: int, world_size: int, micro_bat
         )
 
 
-def training_batches(steps: Steps, first: int, last: int, num_workers: int) -> Iterable[list[Batch]]:
-    """Yields the batches of the steps first, ..., last - 1, in order."""
-    return DataLoader(
-        steps,
+def training_batches(steps: Steps, first: int, last: int, num_workers: int) -> Iterator[list[Batch]]:
+    """Yields the batches of the steps first, ..., last - 1, in order.
+
+    Raises:
+        UnfilledBatchError: too much cannot be read.
+    """
+    loader = DataLoader(
+        _Caught(steps),
         batch_size=None,
         sampler=range(first, last),
         num_workers=num_workers,
         prefetch_factor=2 if num_workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
     )
+    for batches in loader:
+        if isinstance(batches, UnfilledBatchError):
+            raise batches
+        yield batches
 
 
 class Reader(Dataset):
@@ -203,7 +214,7 @@ def evaluation_batches(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
     for rows in loader:
         read = [(item, sample) for item, sample in rows if not isinstance(sample, Problem)]
@@ -217,7 +228,25 @@ def usable_workers(requested: int | None, spare_cores: int) -> int:
     return requested if requested is not None else max(0, min(spare_cores, 8))
 
 
-def _one_thread(worker: int) -> None:
-    """Keeps torch's threads of a worker from fighting those of the others."""
+def _begin_worker(worker: int) -> None:
+    """Keeps torch's threads of a worker from fighting those of the others, and leaves signals to the main process.
+
+    They often go to all processes of a group, and training still needs its workers to save in order.
+    """
     del worker
     torch.set_num_threads(1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Caught(Dataset):
+    """Hands a batch that is not full to the main process as an error without the trace of a worker."""
+
+    def __init__(self, steps: Steps):
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> list[Batch] | UnfilledBatchError:
+        try:
+            return self.steps[step]
+        except UnfilledBatchError as error:
+            return error

@@ -5,7 +5,7 @@ An item names its file or its place in a tar and is cheap to make; what it holds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,18 @@ class Problem:
     reason: str
     split: str = ""
     modality: str = ""
+
+
+class UnfilledBatchError(ValueError):
+    """So many items cannot be read that a batch is not full.
+
+    Attributes:
+        problems: with these items.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()):
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 @dataclass(frozen=True)

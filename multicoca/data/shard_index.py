@@ -101,9 +101,19 @@ def opened(file: Path, shard: str) -> ShardIndex:
 
 
 def index_shards(shards: Sequence[str]) -> list[Path]:
-    """Returns the index files of all shards, after building those that are missing or older than their shard."""
+    """Returns the index files of all shards, after building those that are missing or older than their shard.
+
+    Raises:
+        ValueError: shards do not exist.
+    """
     with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
         found = list(pool.map(_fresh_index, shards))
+    absent = [shard for shard, own in zip(shards, found, strict=True) if own is None]
+    if absent:
+        more = f", {absent[1]} ..." if len(absent) > 1 else ""
+        raise ValueError(
+            f"{len(absent)} of {len(shards)} shards do not exist: {absent[0]}{more}; take them out of data.root"
+        )
     missing = [shard for shard, (file, _) in zip(shards, found, strict=True) if file is None]
     outdated = [shard for shard, (_, is_outdated) in zip(shards, found, strict=True) if is_outdated]
     if outdated:
@@ -143,10 +153,13 @@ def _places(shard: str) -> tuple[Path, ...]:
     return (elsewhere,) if path is None else (path.with_name(f"{name}.index"), elsewhere)
 
 
-def _fresh_index(shard: str) -> tuple[Path | None, bool]:
-    """Returns (the index of a shard if there is one that fits, whether there is one that does not)."""
+def _fresh_index(shard: str) -> tuple[Path | None, bool] | None:
+    """Returns (the index of a shard if there is one that fits, whether there is one that does not); None if there is
+    no such shard."""
     try:
         now = stamp(shard)
+    except FileNotFoundError:
+        return None
     except OSError:
         now = ""
     is_outdated = False

@@ -5,7 +5,9 @@ Gathering features carries gradients: the backward sums what all ranks send for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=7)  # the launcher notices when rank 0 dies
 
 
 def world_size() -> int:
@@ -30,6 +33,19 @@ def wait_for_all() -> None:
     """Returns when every rank has come here."""
     if world_size() > 1:
         dist.barrier()
+
+
+@contextmanager
+def rank_0_first() -> Iterator[None]:
+    """Context that rank 0 goes through before the others, however long it takes: it may read, write or evaluate."""
+    group = None if world_size() == 1 else dist.new_group(backend="gloo", timeout=_PATIENCE)
+    if group is not None and rank() != 0:
+        dist.barrier(group)
+    yield
+    if group is not None:
+        if rank() == 0:
+            dist.barrier(group)
+        dist.destroy_process_group(group)
 
 
 class _Gather(torch.autograd.Function):

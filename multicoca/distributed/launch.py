@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: Slurm's, by agreement
 _MAX_PROCESSES = 8  # beyond it, each more process costs more memory than it saves time
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _GRACE_S = 60.0  # for the others, once one process has ended with an error
@@ -51,10 +52,15 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_restarted() -> bool:
+    """Whether torchrun or Slurm has started this run again by itself."""
+    return any(int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def run_processes(arguments: list[str], count: int) -> int:
     """Runs `python arguments` `count` times as the ranks of one group and waits for all.
 
-    SIGINT and SIGTERM are passed on. When a process fails, the others are ended. They end with this process, too.
+    Signals that end a run are passed on. When a process fails, the others are ended. They end with this process, too.
 
     Returns:
         The exit status of rank 0, or of the first that failed.
@@ -80,7 +86,7 @@ def run_processes(arguments: list[str], count: int) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         return _wait(ranks)
     finally:
@@ -94,7 +100,7 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
         if failed is None:
             bad = next((process.returncode for process in ranks if process.returncode), None)
             failed = None if bad is None else (bad, time.monotonic())
-            if failed is not None and failed[0] not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            if failed is not None and failed[0] not in {128 + number for number in STOP_SIGNALS}:
                 for process in ranks:
                     process.terminate()
         elif time.monotonic() - failed[1] > _GRACE_S:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -123,7 +124,11 @@ def parallelize(
             block.forward = torch.compile(block.forward)
         if config.checkpoint_activations:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    if config.strategy == "fsdp":
+    alone = not dist.is_initialized()
+    if config.strategy == "fsdp" and alone:
+        warnings.warn("parallel.strategy is fsdp, but one process has nobody to share with: it trains as ddp does",
+                      stacklevel=2)  # fmt: skip
+    if config.strategy == "fsdp" and not alone:
         broadcast_parameters(model)
         # torch's norms on the CPU take no bf16 parameters with the fp32 stream between blocks
         narrow = config.bf16_parameters and autocast == torch.bfloat16 and device.type == "cuda"
@@ -155,6 +160,6 @@ def _shard(model: Any, blocks: list[nn.Module], mesh: DeviceMesh, reshard_after_
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other; NCCL is as fast
         if isinstance(module, Linear):
             module.may_pack = False
-    for name in model.entry_points:
+    for name in model.forward_methods:
         register_fsdp_forward_method(model, name)
     model.in_step = True

@@ -17,9 +17,19 @@ _LOST = ("Timed out", "timed out", "Connection closed", "Connection reset")  # h
 
 
 def training_device() -> torch.device:
-    """Returns this process's GPU, or the CPU where there is none."""
+    """Returns this process's GPU, or the CPU where there is none.
+
+    Raises:
+        ValueError: there are more processes than GPUs.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        own, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if own >= count:
+            raise ValueError(
+                f"this is process {own + 1} of this machine, which has {count} GPUs; set torchrun's --nproc-per-node, "
+                f"or the launcher's tasks per node, to {count}"
+            )
+        return torch.device("cuda", own)
     return torch.device("cpu")
 
 

@@ -57,6 +57,14 @@ class EvaluationConfig:
     batch_size: int = 64
     probe_items: int = 64
 
+    def __post_init__(self) -> None:
+        numbers = {"gallery": self.gallery, "draws": self.draws, "batch_size": self.batch_size}
+        numbers |= {"probe_items": self.probe_items, "captions_per_item": self.captions_per_item or 1}
+        for name, number in numbers.items():
+            if number < 1:
+                raise ValueError(f"evaluation.{name} is {number}; expected at least 1")
+        templates_named(self.templates)  # an unknown name is an error before training, not after it
+
 
 @dataclass(frozen=True)
 class Answers:

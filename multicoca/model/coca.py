@@ -59,7 +59,7 @@ register_dataclass(Outputs)  # fully_shard of torch < 2.13 finds the tensors of 
 class CoCa(nn.Module):
     """Encodes sources of several modalities and texts, and predicts captions.
 
-    Where parameters lie in shards, each method of `entry_points` gathers them, so that ranks call them together, and
+    Where parameters lie in shards, each method of `forward_methods` gathers them, so that ranks call them together, and
     none of them calls another.
 
     Args:
@@ -72,7 +72,7 @@ class CoCa(nn.Module):
         in_step: whether parameters lie in shards.
     """
 
-    entry_points = ("embed_pairs", "encode", "encode_text", "caption_logits", "log_probs", "next_token_logits")
+    forward_methods = ("embed_pairs", "encode", "encode_text", "caption_logits", "log_probs", "next_token_logits")
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from multicoca.model.config import ModelConfig
 from multicoca.nn.init import MAX_LOGIT_SCALE
 from multicoca.nn.precision import at_least_float32
+
+_MAX_LOG_SCALE = math.log(MAX_LOGIT_SCALE)
 
 
 class ModalityHeads(nn.Module):
@@ -37,8 +41,14 @@ class ModalityHeads(nn.Module):
 
     def logit_scale(self) -> Float[Tensor, " 1"]:
         """Returns 1 / temperature, in fp32; at most 100 with softmax."""
-        scale = at_least_float32(self.log_scale).exp()
-        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
+        log_scale = at_least_float32(self.log_scale)
+        return (log_scale.clamp(max=_MAX_LOG_SCALE) if self.logit_bias is None else log_scale).exp()
+
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        """Takes a temperature that a step has led beyond its limit back to it, where it still has a gradient."""
+        if self.logit_bias is None:
+            self.log_scale.clamp_(max=_MAX_LOG_SCALE)
 
     def bias(self) -> Float[Tensor, " 1"] | None:
         """Returns what the sigmoid loss adds to its logits, in fp32; None with softmax."""

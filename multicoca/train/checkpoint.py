@@ -10,7 +10,9 @@ import pickle
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from multicoca.distributed.collectives import rank, side_group, wait_for_all, world_size
 from multicoca.train.optim import Average, Optimizers
 
-_TORN = (CheckpointException, OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError)
+_UNREADABLE = (CheckpointException, OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError)
+_GRACE_S = 20.0  # for a checkpoint that is being written when the run ends with an error
 
 
 class Checkpoints:
@@ -101,6 +104,20 @@ class Checkpoints:
                 if not self.keep_every or step_of(old) % self.keep_every:
                     shutil.rmtree(old, ignore_errors=True)
 
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Context behind which a checkpoint that was being written is whole, after an error too if it takes no longer
+        than a moment."""
+        try:
+            yield
+        except BaseException:
+            if self._pending is not None:
+                with suppress(Exception):
+                    self._pending[0].result(timeout=_GRACE_S)
+                    self.finish()
+            raise
+        self.finish()
+
     def load_latest(self) -> tuple[int, float, list[str]]:
         """Restores the newest checkpoint that can be read.
 
@@ -110,18 +127,29 @@ class Checkpoints:
         Raises:
             ValueError: there are some and none can be read, or they are of another model; the message says why.
         """
-        torn: list[str] = []
+        torn: dict[Path, str] = {}
         for path in reversed(whole_checkpoints(self.folder)):
             try:
                 saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
                 self._check_shapes(path, saved)
                 step, seconds = self._load(path, set(saved))
-                return step, seconds, torn
-            except _TORN as error:
-                torn.append(f"the checkpoint {path} is torn and left out ({_last_line(error)})")
+            except _UNREADABLE as error:
+                if not _is_torn(error):
+                    raise ValueError(f"the checkpoint {path} cannot be read: {_last_line(error)}") from error
+                torn[path] = f"the checkpoint {path} is torn and left out ({_last_line(error)})"
+                continue
+            wait_for_all()
+            if rank() == 0:  # it must not count among those that are kept
+                for other in torn:
+                    shutil.rmtree(other.with_suffix(".torn"), ignore_errors=True)
+                    other.rename(other.with_suffix(".torn"))
+            return step, seconds, list(torn.values())
         if torn:
-            raise ValueError("no checkpoint can be read; delete the run or start another: " + "; ".join(torn))
-        return 0, 0.0, torn
+            raise ValueError(
+                "no checkpoint of this run can be read; give it another name (name=...), or delete it with fresh=true: "
+                + "; ".join(torn.values())
+            )
+        return 0, 0.0, []
 
     def _state(self) -> dict[str, Any]:
         parameters, optimizer = get_state_dict(self.model, self.optimizers)
@@ -172,6 +200,16 @@ class Checkpoints:
                 f"{f'The newest whole one is {kept[-1].name}' if kept else 'There is none before it'}; "
                 "make room or mend the permissions, and the same command goes on"
             ) from error
+
+
+def _is_torn(error: BaseException) -> bool:
+    """Whether an error tells of a broken checkpoint, and not of a disk, memory or permissions."""
+    causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    return not any(
+        isinstance(cause, torch.OutOfMemoryError)
+        or (isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError))
+        for cause in causes
+    )
 
 
 def _last_line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ step number; the same call after an interruption goes on where the last checkpoi
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,17 +22,16 @@ from torch.utils.tensorboard import SummaryWriter
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, training_batches
 from multicoca.data.sample import Batch
-from multicoca.distributed.collectives import gather_objects, rank, sum_over_ranks, world_size
+from multicoca.distributed.collectives import gather_objects, rank, rank_0_first, sum_over_ranks, world_size
 from multicoca.distributed.parallelize import Engine, ParallelConfig, parallelize
 from multicoca.distributed.setup import naming_lost_ranks
 from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import Checkpoints
 from multicoca.train.metrics import PeakMemory, TrainingLog
-from multicoca.train.optim import Average, OptimConfig, build_optimizers, learning_rates, tuned
+from multicoca.train.optim import TUNING, Average, OptimConfig, build_optimizers, learning_rates, tuned
 from multicoca.train.precision import kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: Slurm's, by agreement
+from multicoca.train.stopping import StopSignal
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,20 @@ class TrainConfig:
     profile_from: int | None = None
     profile_steps: int = 3
 
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "max_bad_steps": 1, "log_every": 1, "checkpoint_every": 1, "keep_last": 1, "keep_every": 0,
+                 "evaluate_every": 0, "frozen_steps": 0, "profile_steps": 1}  # fmt: skip
+        for key, smallest in least.items():
+            if getattr(self, key) < smallest:
+                raise ValueError(f"train.{key} is {getattr(self, key)}; expected at least {smallest}")
+        if self.tuning not in TUNING:
+            raise ValueError(f"train.tuning is '{self.tuning}'; choose one of {', '.join(TUNING)}")
+        if (self.tuning == "frozen_then_all") != (self.frozen_steps > 0):
+            raise ValueError(
+                f"train.tuning is '{self.tuning}' and train.frozen_steps {self.frozen_steps}; steps with frozen "
+                "encoders go with frozen_then_all, and it with them"
+            )
+
 
 @dataclass(frozen=True)
 class TrainOutcome:
@@ -90,32 +102,6 @@ class TrainOutcome:
     signal_number: int | None
     peak_memory_gib: float
     weights: dict[str, Tensor] | None = None
-
-
-class _StopSignal:
-    """Notes the signals that end a run; the second one of a kind has its usual effect."""
-
-    def __enter__(self) -> _StopSignal:
-        self.number: int | None = None
-        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
-        return self
-
-    def _note(self, number: int, interrupted: object) -> None:
-        del interrupted
-        self.number = number
-        signal.signal(number, self._previous[number])
-
-    def __exit__(self, *error: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-
-    def seen_by_any(self, device: torch.device) -> int | None:
-        """Returns the signal that any rank has got, the largest of several; all ranks get the same answer."""
-        if world_size() == 1:
-            return self.number
-        counts = torch.tensor([float(self.number == number) for number in STOP_SIGNALS], device=device)
-        seen = [number for number, count in zip(STOP_SIGNALS, sum_over_ranks(counts).tolist(), strict=True) if count]
-        return max(seen, default=None)
 
 
 def train(
@@ -163,13 +149,14 @@ def train(
         log.say(message)
     log.say(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    memory, started, done, stopped, bad = PeakMemory(), time.perf_counter(), first, None, 0
+    memory, started, done, stopped, bad, left_out = PeakMemory(), time.perf_counter(), first, None, 0, 0
 
     def seconds() -> float:
         return earlier_s + time.perf_counter() - started
 
     model.train()
-    with _StopSignal() as stop, naming_lost_ranks(), _profiler(config, first, folder) as profiler:
+    profiling = _profiler(config, first, folder)
+    with StopSignal() as stop, naming_lost_ranks(), checkpoints.finishing(), profiling as profiler:
         for step, own in enumerate(log.waiting(training_batches(steps, first, config.steps, num_workers)), first):
             _count_flops(engine, own, loss, autocast, log)
             model.freeze_encoders(config.tuning == "frozen_then_all" and step < config.frozen_steps)
@@ -178,37 +165,36 @@ def train(
             rates = learning_rates(step, config.steps, optim, optimizers)
             usable = all(map(math.isfinite, scalars.values()))
             scalars["gradient_norm"] = norm = optimizer_step(parameters, optimizers, rates, optim.clip_norm, usable)
+            for head in model.heads.values():
+                head.limit_scale()
             bad = 0 if usable and math.isfinite(norm) else bad + 1
-            if bad >= config.max_bad_steps:
-                checkpoints.finish()
             if bad:
+                left_out += 1
                 _warn_bad(step, bad, scalars, config, log)
             elif average is not None:
                 average.update(step)
             done = step + 1
             checkpoints.settle()
-            try:
-                _note_problems(own, ledger, broken_share, device)
-            except ValueError:  # on all ranks
-                checkpoints.finish()
-                raise
+            _note_problems(own, ledger, broken_share, device)
             log.count(own)
             if done % config.log_every == 0 or done == config.steps:
-                _write_scalars(log, done, engine, memory, {**scalars, "learning_rate": rates[0], "bad_steps": bad})
+                _write_scalars(log, done, engine, memory, {**scalars, "learning_rate": rates[0], "bad_steps": left_out})
             for line in steps.epochs_ended(step):
                 log.say(line)
             if profiler is not None:
                 profiler.step()
             stopped = stop.seen_by_any(device)
-            if stopped or done % config.checkpoint_every == 0 or done == config.steps:
+            # while steps are left out, the checkpoints from before must stay
+            if stopped or done == config.steps or (done % config.checkpoint_every == 0 and not bad):
                 log.flush()  # after a kill, the curves have every step that the checkpoint has
                 checkpoints.save(done, seconds())
             if stopped:
                 break
             if evaluate and config.evaluate_every and done % config.evaluate_every == 0 and done < config.steps:
                 weights = _whole_weights(engine, average)
-                if rank() == 0:
-                    evaluate(done, log.writer, weights)
+                with rank_0_first():
+                    if rank() == 0:
+                        evaluate(done, log.writer, weights)
                 log.pause()
         checkpoints.finish()
         if stopped:
@@ -259,7 +245,7 @@ def _warn_bad(step: int, bad: int, scalars: dict[str, float], config: TrainConfi
     if bad >= config.max_bad_steps:
         raise ValueError(
             f"{bad} steps in a row had no finite loss and gradient (step {step}: {wrong}); the newest checkpoint is "
-            "from before them or holds the parameters of then. Lower optim.lr, or set train.precision=fp32"
+            "from before them. Go on from it with a lower optim.lr, or train.precision=fp32, and accept_changes=true"
         )
 
 
@@ -279,7 +265,7 @@ def _write_scalars(log: TrainingLog, done: int, engine: Engine, memory: PeakMemo
     for name, head in engine.model.heads.items():
         scale = head.logit_scale()
         scale = scale.full_tensor() if hasattr(scale, "full_tensor") else scale
-        temperatures[f"temperature/{name}"] = 1 / scale.item()
+        temperatures[f"temperature/{name}"] = float(1 / scale.double())
     peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))
     values = {**scalars, **temperatures, "memory_gib": float(peak)}
     if device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +19,9 @@ from multicoca.data.sample import Batch
 
 T = TypeVar("T")
 
-# dense bf16 floating-point operations per second, from NVIDIA's data sheets; the first name that fits counts
-_PEAKS = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12}
+# dense bf16 floating-point operations per second, from NVIDIA's data sheets; the first whose words all occur counts
+_PEAKS = {"B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
+          "L40S": 362e12, "A10": 125e12}  # fmt: skip
 
 
 @dataclass
@@ -141,8 +143,8 @@ def peak_flops() -> float | None:
     """Returns the dense bf16 peak of this rank's GPU in operations per second; None where it is not known."""
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name()
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+    words = set(re.findall(r"\w+", torch.cuda.get_device_name()))
+    return next((peak for name, peak in _PEAKS.items() if words.issuperset(name.split())), None)
 
 
 class PeakMemory:

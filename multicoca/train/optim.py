@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from multicoca.modality import require
+from multicoca.train.adafactor import Adafactor
 
 SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
+OPTIMIZERS = ("adamw", "adafactor")
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class OptimConfig:
     """An optimizer, optionally Muon for the hidden matrices, and their schedule.
 
     Attributes:
-        name: "adamw", or "adafactor": the mean of gradients in bf16, that of squares factored, as CoCa was trained;
-            timm's, after Zhai et al. (arXiv 2106.04560, section 3.4).
+        name: "adamw", or "adafactor", as CoCa was trained: the mean of updates in bf16, that of squares factored.
         lr: peak learning rate.
         muon_lr: peak learning rate of Muon (arXiv 2502.16982, updates as large as AdamW's at the same rate) for the
             weights of linear layers, all but those that give logits over the vocabulary; None leaves these to
@@ -60,6 +60,28 @@ class OptimConfig:
     clip_norm: float = 1.0
     ema_decay: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optim.schedule is '{self.schedule}'; choose one of {', '.join(SCHEDULES)}")
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optim.name is '{self.name}'; choose adamw or adafactor, and optim.muon_lr for Muon")
+        shares = {"beta1": self.beta1, "beta2": self.beta2, "ema_decay": self.ema_decay or 0.0}
+        for key, value in shares.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"optim.{key} is {value}; expected at least 0 and below 1")
+        for key, value in {"warmup_share": self.warmup_share, "final_lr_share": self.final_lr_share}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"optim.{key} is {value}; expected a share from 0 to 1")
+        sizes = {"lr": self.lr, "muon_lr": self.muon_lr or 0.0, "weight_decay": self.weight_decay}
+        for key, value in {**sizes, "clip_norm": self.clip_norm}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"optim.{key} is {value}; expected a number of at least 0")
+        if not 0 < self.layer_decay <= 1 or any(scale < 0 for scale in self.lr_scale.values()):
+            raise ValueError(
+                f"optim.layer_decay is {self.layer_decay} and optim.lr_scale {dict(self.lr_scale)}; "
+                "expected a decay above 0 and at most 1, and factors of at least 0"
+            )
+
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -84,17 +106,12 @@ def rate_scales(module: nn.Module, config: OptimConfig) -> dict[nn.Parameter, fl
     """Returns the factor on each parameter's learning rate.
 
     Raises:
-        ValueError: `lr_scale` names a modality that the model has not, or a factor is negative.
+        ValueError: `lr_scale` names a modality that the model has not.
     """
     modalities = list(module.encoders)
     unknown = [name for name in config.lr_scale if name not in modalities]
     if unknown:
         raise ValueError(f"optim.lr_scale names {', '.join(unknown)}; the modalities are {', '.join(modalities)}")
-    if not 0 < config.layer_decay <= 1 or any(scale < 0 for scale in config.lr_scale.values()):
-        raise ValueError(
-            f"optim.layer_decay is {config.layer_decay} and optim.lr_scale {dict(config.lr_scale)}; "
-            "expected a decay above 0 and at most 1, and factors of at least 0"
-        )
     scales = dict.fromkeys(module.parameters(), 1.0)
     for name in reversed(modalities):  # what two modalities share goes by the first
         scale = config.lr_scale.get(name, 1.0)
@@ -134,10 +151,8 @@ def build_optimizers(module: nn.Module, config: OptimConfig) -> Optimizers:
     """Builds the optimizer and, with `muon_lr`, Muon.
 
     Raises:
-        ValueError: there is no such optimizer or schedule, or nothing to train.
+        ValueError: there is nothing to train.
     """
-    if config.schedule not in SCHEDULES:
-        raise ValueError(f"optim.schedule is '{config.schedule}'; choose one of {', '.join(SCHEDULES)}")
     parts: list[dict] = []
     for_muon: list[dict] = []
     for (kind, scale), parameters in parameter_groups(module, config).items():
@@ -153,12 +168,9 @@ def build_optimizers(module: nn.Module, config: OptimConfig) -> Optimizers:
 
 
 def _first_optimizer(parts: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
-    if config.name == "adamw":
-        return torch.optim.AdamW(parts, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
     if config.name == "adafactor":
-        adafactor = require("timm.optim", "image").AdafactorBigVision
-        return adafactor(parts, lr=config.lr, momentum=config.beta1, clipping_threshold=1.0)
-    raise ValueError(f"optim.name is '{config.name}'; choose adamw or adafactor, and optim.muon_lr for Muon")
+        return Adafactor(parts, lr=config.lr, momentum=config.beta1)
+    return torch.optim.AdamW(parts, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def learning_rates(step: int, num_steps: int, config: OptimConfig, optimizers: Optimizers) -> list[float]:
@@ -188,8 +200,6 @@ class Average:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        if not 0 <= decay < 1:
-            raise ValueError(f"optim.ema_decay is {decay}; expected at least 0 and below 1")
         self.decay, self._module = decay, module
         self._own = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._values = {name: p.detach().clone() for name, p in self._own.items()}

@@ -147,18 +147,28 @@ def test_a_header_overwritten_in_the_middle_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"", "cannot be read as an uncompressed tar"), (b"no tar at all" * 99, "cannot be read as an uncompressed tar"),
-     (gzip.compress(tar_bytes({"1.num": "1"})), "cannot be read as an uncompressed tar"), (None, "does not exist")],
+     (gzip.compress(tar_bytes({"1.num": "1"})), "cannot be read as an uncompressed tar")],
 )  # fmt: skip
 def test_what_is_no_tar_is_a_problem_of_the_shard(tmp_path, content, reason):
     shard(tmp_path, "a.tar", ["1"])
-    if content is not None:
-        (tmp_path / "b.tar").write_bytes(content)
+    (tmp_path / "b.tar").write_bytes(content)
     listing = listing_of(f"{tmp_path}/{{a,b}}.tar")
     assert len(listing.of("train")["numbers"]) == 1
     assert [(p.key, p.file) for p in listing.problems] == [("b.tar", f"{tmp_path}/b.tar")]
     assert reason in listing.problems[0].reason
     with pytest.raises(ValueError, match="no usable sample in 1 shards.*the first problem"):
         listing_of(f"{tmp_path}/b.tar")
+
+
+def test_shards_that_do_not_exist_are_an_error(tmp_path):
+    shard(tmp_path, "a.tar", ["1"])
+    with pytest.raises(ValueError, match=r"2 of 3 shards do not exist: \S+b.tar, \S+c.tar \.\.\.; take them out"):
+        listing_of(f"{tmp_path}/{{a,b,c}}.tar")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/few/a.tar", (tmp_path / "a.tar").read_bytes())
+    with pytest.raises(ValueError, match=r"1 of 2 shards do not exist: memory://\S*few/b.tar"):
+        listing_of("memory://few/{a,b}.tar")
+    memory.rm("/few", recursive=True)
 
 
 def test_splits_by_key_by_json_or_by_source(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from conftest import small_model
 from ranks import run_ranks
 from test_gradients import batches_of
+from torch.distributed.checkpoint.api import CheckpointException
 
 from multicoca.distributed.parallelize import Engine
 from multicoca.train.checkpoint import Checkpoints, step_of, whole_checkpoints
@@ -59,8 +60,47 @@ def test_a_torn_checkpoint_is_left_out_and_the_one_before_goes_on(tmp_path):
         assert again.steps(3, 4) == losses[3:]
     for path in whole_checkpoints(tmp_path):
         (path / ".metadata").unlink()
-    with pytest.raises(ValueError, match="no checkpoint can be read"):
+    with pytest.raises(ValueError, match="no checkpoint of this run can be read"):
         Run(tmp_path).checkpoints.load_latest()
+
+
+def test_a_torn_checkpoint_does_not_count_among_those_that_stay(tmp_path):
+    run = Run(tmp_path, keep_last=1, keep_every=2)
+    run.steps(0, 4)
+    (tmp_path / "step_00000004" / ".metadata").unlink()
+    again = Run(tmp_path, keep_last=1)
+    assert again.checkpoints.load_latest()[0] == 2
+    again.steps(2, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000004.torn"]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory"), PermissionError(13, "denied"), OSError(5, "disk")]
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_a_torn_one(tmp_path, monkeypatch, error):
+    Run(tmp_path, keep_last=3).steps(0, 2)
+
+    def fails(*arguments, **settings):
+        raise CheckpointException("loading", {0: (error, None)})
+
+    again = Run(tmp_path)
+    monkeypatch.setattr("multicoca.train.checkpoint.dcp.load", fails)
+    with pytest.raises(ValueError, match="step_00000002 cannot be read"):
+        again.checkpoints.load_latest()
+    assert len(whole_checkpoints(tmp_path)) == 2
+
+
+def test_what_is_being_written_is_finished_after_an_error(tmp_path):
+    run = Run(tmp_path)
+
+    def fail():
+        with run.checkpoints.finishing():
+            run.checkpoints.save(7, 0.0)
+            raise KeyError("of something else")
+
+    with pytest.raises(KeyError, match="of something else"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000007"]
 
 
 def test_the_newest_and_every_nth_checkpoint_stay(tmp_path):

@@ -201,6 +201,39 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, monkeypatch):
     assert (dtype, reason) == (torch.bfloat16, "bf16 autocast: 2.00 times as fast as fp32 here")
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (TrainConfig, {"checkpoint_every": 0}, r"train\.checkpoint_every is 0; expected at least 1"),
+        (TrainConfig, {"steps": -3}, r"train\.steps is -3"),
+        (TrainConfig, {"tuning": "half"}, "choose one of all, poolers"),
+        (TrainConfig, {"tuning": "frozen_then_all"}, r"train\.frozen_steps 0; steps with frozen encoders go with"),
+        (TrainConfig, {"frozen_steps": 5}, r"train\.tuning is 'all' and train\.frozen_steps 5"),
+        (OptimConfig, {"lr": -1.0}, r"optim\.lr is -1\.0; expected a number of at least 0"),
+        (OptimConfig, {"beta2": 2.0}, r"optim\.beta2 is 2\.0"),
+        (OptimConfig, {"warmup_share": 3.0}, r"optim\.warmup_share is 3\.0; expected a share"),
+        (OptimConfig, {"name": "sgd"}, "choose adamw or adafactor"),
+        (OptimConfig, {"schedule": "step"}, "choose one of cosine, linear"),
+        (OptimConfig, {"layer_decay": 0.0}, "expected a decay above 0"),
+        (EvaluationConfig, {"batch_size": 0}, r"evaluation\.batch_size is 0"),
+        (EvaluationConfig, {"templates": "typo"}, "typo"),
+    ],
+)
+def test_settings_that_cannot_be_are_named_at_once(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**settings)
+
+
+def test_the_temperature_learns_on_from_its_limit():
+    head = small_model().heads["a"]
+    with torch.no_grad():
+        head.log_scale.fill_(5.0)
+    assert float(head.logit_scale().detach()) == pytest.approx(100)
+    head.limit_scale()
+    (gradient,) = torch.autograd.grad(head.logit_scale(), head.log_scale)
+    assert float(gradient) == pytest.approx(100)
+
+
 def weights_of(network):
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
