@@ -46,9 +46,9 @@ class ModalityHeads(nn.Module):
 
     @torch.no_grad()
     def limit_scale(self) -> None:
-        """Takes a temperature that a step has led beyond its limit back to it, where it still has a gradient."""
+        """Takes a temperature that a step has led to its limit back a little, to where it has a gradient."""
         if self.logit_bias is None:
-            self.log_scale.clamp_(max=_MAX_LOG_SCALE)
+            self.log_scale.clamp_(max=_MAX_LOG_SCALE - 1e-6)
 
     def bias(self) -> Float[Tensor, " 1"] | None:
         """Returns what the sigmoid loss adds to its logits, in fp32; None with softmax."""

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import VOCAB, small_model
+from timm.optim import AdafactorBigVision
 
 from multicoca.data.sample import Batch
 from multicoca.distributed.parallelize import Engine
 from multicoca.model.coca import CoCa
+from multicoca.train.adafactor import Adafactor
 from multicoca.train.optim import OptimConfig, build_optimizers
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 
@@ -76,3 +78,22 @@ def test_a_step_changes_what_it_should_and_nothing_else(case, form, muon_lr):
     assert ("text_projection.weight" in changed) == (loss.contrastive_weight > 0 and case != "frozen text half")
     assert any(name.startswith("heads.b") for name in changed) == ("b" in modalities)
     assert "heads.a.log_scale" in changed or loss.contrastive_weight == 0
+
+
+def test_adafactor_is_timms():
+    shapes = [(40, 64), (64, 40), (8, 64), (64,), (1,), (32, 3, 16, 16), (5, 20, 30)]
+    torch.manual_seed(0)
+    own = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in own]
+    optimizers = [
+        Adafactor(own, lr=1e-2, weight_decay=0.1),
+        AdafactorBigVision(theirs, lr=1e-2, momentum=0.9, clipping_threshold=1.0, weight_decay=0.1),
+    ]
+    for _ in range(10):
+        for one, other in zip(own, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(own, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
