@@ -31,7 +31,8 @@ def opened_run(folder: Path, config: Config) -> Iterator[None]:
         ValueError: the name is none for a folder, another process is at work in it, or it holds a run with another
             configuration, or something else that `fresh` would delete.
     """
-    if not config.name or Path(config.name).is_absolute() or {"..", "."} & set(Path(config.name).parts):
+    parts = Path(config.name).parts
+    if not parts or Path(config.name).is_absolute() or ".." in parts:
         raise ValueError(f"name is '{config.name}'; expected the name of a folder below output, such as name=mine")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ranks import TESTS
+from ranks import TESTS, run_ranks
 
 WORKER = Path(__file__).with_name("hang_worker.py")
 
@@ -34,3 +34,7 @@ def test_a_rank_that_hangs_is_named_by_the_one_that_waits(tmp_path):
             process.kill()
             process.wait()
             process.stderr.close()
+
+
+def test_ranks_wait_for_the_first_one_however_long_it_takes():
+    run_ranks(Path(__file__).with_name("patience_worker.py"), 2, deadline_s=60)

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import small_model
 from ranks import run_ranks
 
-from multicoca.distributed.parallelize import ParallelConfig, mesh_sizes
+from multicoca.distributed.parallelize import ParallelConfig, mesh_sizes, parallelize
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,9 @@ def test_an_unknown_strategy_is_named():
 
 def test_every_experiment_takes_a_step_on_64_ranks():
     run_ranks(Path(__file__).with_name("dry_run_worker.py"), 1, deadline_s=240)
+
+
+def test_alone_fsdp_shares_nothing_and_says_so():
+    with pytest.warns(UserWarning, match="one process has nobody to share with"):
+        engine = parallelize(small_model(), ParallelConfig("fsdp"), torch.device("cpu"))
+    assert not engine.is_sharded

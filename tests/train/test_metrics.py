@@ -82,3 +82,14 @@ def test_a_run_shows_all_of_it_and_leaves_a_trace_of_the_window(run_parts, tmp_p
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"ProfilerStep#2", "ProfilerStep#3"} <= names
     assert not {"ProfilerStep#1", "ProfilerStep#4"} & names
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12),
+     ("NVIDIA A10", 125e12), ("NVIDIA A10G", None), ("NVIDIA RTX A1000", None)],
+)  # fmt: skip
+def test_the_peak_of_a_gpu_goes_by_its_whole_name(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    assert metrics.peak_flops() == peak
