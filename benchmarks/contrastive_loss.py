@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
+import psutil
 import torch
 import torch.nn.functional as F
 from measuring import in_own_process, medians, peak_mib, print_about
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from multicoca.model.losses import contrastive_loss
 
-WIDTH, SIZES, FITS = 512, (4096, 8192, 16384, 32768), 16384
+WIDTH, SIZES = 512, (4096, 8192, 16384, 32768)
+MANY = 16384  # pairs, beyond which one run of each is enough
+MATRICES = 4.5  # of pairs by pairs in fp32 that the peers hold at a time
 
 
 def naive(source: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -71,9 +74,10 @@ def main(rounds: int = 3) -> None:
     print_about()
     print("| pairs | loss | seconds | time / naive | memory, MiB |\n|---|---|---|---|---|")
     for pairs in SIZES:
-        names = [name for name in LOSSES if name == "ours" or pairs <= FITS]
+        fit = MATRICES * 4 * pairs**2 < psutil.virtual_memory().available
+        names = [name for name in LOSSES if name == "ours" or fit]
         values = inputs(pairs)
-        seconds = medians({name: step(name, values) for name in names}, rounds if pairs <= FITS else 1)
+        seconds = medians({name: step(name, values) for name in names}, rounds if pairs <= MANY else 1)
         for name in names:
             ratio = f"{seconds[name] / seconds['naive']:.2f}" if "naive" in names else "-"
             memory = in_own_process(__file__, "--memory", name, pairs)

@@ -99,7 +99,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 def _add_products(total: Tensor, slopes: Tensor, hidden: Tensor) -> None:
     """Adds slopes.T @ hidden to a total, whose type may be a wider one."""
     if total.dtype == slopes.dtype:
-        total.addmm_(slopes.T, hidden)
+        torch.addmm(total, slopes.T, hidden, out=total)  # FlopCounterMode does not know addmm_
         return
     for start in range(0, len(total), _BAND):
         band = slice(start, start + _BAND)
