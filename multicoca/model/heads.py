@@ -13,8 +13,6 @@ from multicoca.model.config import ModelConfig
 from multicoca.nn.init import MAX_LOGIT_SCALE
 from multicoca.nn.precision import at_least_float32
 
-_MAX_LOG_SCALE = math.log(MAX_LOGIT_SCALE)
-
 
 class ModalityHeads(nn.Module):
     """Adapter to the width that the poolers read, source projection, temperature and caption head of one modality.
@@ -41,14 +39,14 @@ class ModalityHeads(nn.Module):
 
     def logit_scale(self) -> Float[Tensor, " 1"]:
         """Returns 1 / temperature, in fp32; at most 100 with softmax."""
-        log_scale = at_least_float32(self.log_scale)
-        return (log_scale.clamp(max=_MAX_LOG_SCALE) if self.logit_bias is None else log_scale).exp()
+        scale = at_least_float32(self.log_scale).exp()
+        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
 
     @torch.no_grad()
     def limit_scale(self) -> None:
         """Takes a temperature that a step has led to its limit back a little, to where it has a gradient."""
         if self.logit_bias is None:
-            self.log_scale.clamp_(max=_MAX_LOG_SCALE - 1e-6)
+            self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-6)
 
     def bias(self) -> Float[Tensor, " 1"] | None:
         """Returns what the sigmoid loss adds to its logits, in fp32; None with softmax."""
