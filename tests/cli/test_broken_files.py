@@ -288,7 +288,8 @@ def test_more_broken_files_than_allowed_stop_all_processes_and_nothing_else_is_l
     assert number == {"image": 5, "video": 3, "points": 3}[modality]
     assert number == sum((line["split"], line["modality"]) == ("train", modality) for line in ledger)
     assert message[3] == (
-        "0.045 that data.max_broken_share allows; runs/webdataset/ledger.jsonl names each with its reason"
+        "0.045 that data.max_broken_share allows; runs/webdataset/ledger.jsonl names each with its reason. "
+        "Raise the share, or mend the files and delete the ledger"
     )
     assert "Traceback" not in run.output
     assert shards_run.ledger()[: len(ledger)] == ledger
