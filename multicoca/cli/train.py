@@ -6,8 +6,12 @@ results.json, report.html.
 
 from __future__ import annotations
 
-import json
 import os
+
+if __name__ == "__main__":  # by torchrun; it must be known before torch is loaded, see `multicoca.cli.main`
+    os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+
+import json
 import sys
 import time
 from collections.abc import Mapping
