@@ -2,7 +2,7 @@
 
 python benchmarks/loader.py [ROUNDS]      needs webdataset; 0 to 2 data workers
 
-8,192 pictures of 256 px in img2dataset's layout, 512 to a shard, in batches of 128. Decoding is that of training:
+4,096 pictures of 256 px in img2dataset's layout, 512 to a shard, in batches of 128. Decoding is that of training:
 JPEG, random crop to 224 px, normalisation, token ids. webdataset shuffles shards and, in a buffer, 1,000 samples, as is
 usual with it; "resampled" draws shards with replacement, its maintainers' advice for many nodes. "bytes alone" decodes
 nothing and so shows what reading costs by itself. "twice in a batch" counts pictures that a batch holds already.
@@ -35,7 +35,7 @@ from multicoca.data.sample import Batch
 from multicoca.data.webdataset import WebDataset
 from multicoca.text.tokenizer import TextTokenizer
 
-SHARDS, SAMPLES, BATCH, SIDE_PX, BUFFER = 16, 512, 128, 256, 1000
+SHARDS, SAMPLES, BATCH, SIDE_PX, BUFFER = 8, 512, 128, 256, 1000
 WORKERS = (0, 1, 2)
 WORDS = ("a", "photo", "of", "one", "red", "blue", "cat", "dog", "house", "on", "the", "left", "right", "behind")
 
