@@ -39,9 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module = {"index": "search", "export": "convert"}.get(command, command)
-    run = vars(importlib.import_module(f"multicoca.cli.{module}"))[f"run_{command}"]
     try:
-        return run(rest)
+        return vars(importlib.import_module(f"multicoca.cli.{module}"))[f"run_{command}"](rest)
     except (ValueError, ImportError, OSError) as error:
         print(f"multicoca {command}: {error}", file=sys.stderr)
         return 2

@@ -70,7 +70,8 @@ def run_train(arguments: list[str]) -> int:
         with stopping_at_once():
             return _run(arguments)
     except Stopped as stop:
-        print(f"multicoca train: {stop}; the same command goes on", file=sys.stderr, flush=True)
+        if is_first():
+            print(f"multicoca train: {stop}; the same command goes on", file=sys.stderr, flush=True)
         queue_again(stop.number)
         return 128 + stop.number
 
