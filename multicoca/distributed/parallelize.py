@@ -124,11 +124,10 @@ def parallelize(
             block.forward = torch.compile(block.forward)
         if config.checkpoint_activations:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    alone = not dist.is_initialized()
-    if config.strategy == "fsdp" and alone:
+    if config.strategy == "fsdp" and not dist.is_initialized():
         warnings.warn("parallel.strategy is fsdp, but one process has nobody to share with: it trains as ddp does",
                       stacklevel=2)  # fmt: skip
-    if config.strategy == "fsdp" and not alone:
+    elif config.strategy == "fsdp":
         broadcast_parameters(model)
         # torch's norms on the CPU take no bf16 parameters with the fp32 stream between blocks
         narrow = config.bf16_parameters and autocast == torch.bfloat16 and device.type == "cuda"

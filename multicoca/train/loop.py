@@ -28,7 +28,7 @@ from multicoca.distributed.setup import naming_lost_ranks
 from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import Checkpoints
 from multicoca.train.metrics import PeakMemory, TrainingLog
-from multicoca.train.optim import TUNING, Average, OptimConfig, build_optimizers, learning_rates, tuned
+from multicoca.train.optim import TUNING, Average, OptimConfig, Optimizers, build_optimizers, learning_rates, tuned
 from multicoca.train.precision import kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 from multicoca.train.stopping import StopSignal
@@ -148,7 +148,6 @@ def train(
     for message in torn:
         log.say(message)
     log.say(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     memory, started, done, stopped, bad, left_out = PeakMemory(), time.perf_counter(), first, None, 0, 0
 
     def seconds() -> float:
@@ -158,16 +157,12 @@ def train(
     profiling = _profiler(config, first, folder)
     with StopSignal() as stop, naming_lost_ranks(), checkpoints.finishing(), profiling as profiler:
         for step, own in enumerate(log.waiting(training_batches(steps, first, config.steps, num_workers)), first):
-            _count_flops(engine, own, loss, autocast, log)
             model.freeze_encoders(config.tuning == "frozen_then_all" and step < config.frozen_steps)
+            _count_flops(engine, own, loss, autocast, log)
             losses = accumulate_gradients(engine, own, loss, autocast, (steps.seed, step))
-            scalars = {tag: float(value) for tag, value in losses.items()}
             rates = learning_rates(step, config.steps, optim, optimizers)
-            usable = all(map(math.isfinite, scalars.values()))
-            scalars["gradient_norm"] = norm = optimizer_step(parameters, optimizers, rates, optim.clip_norm, usable)
-            for head in model.heads.values():
-                head.limit_scale()
-            bad = 0 if usable and math.isfinite(norm) else bad + 1
+            scalars = _update(model, losses, optimizers, rates, optim.clip_norm)
+            bad = 0 if all(map(math.isfinite, scalars.values())) else bad + 1
             if bad:
                 left_out += 1
                 _warn_bad(step, bad, scalars, config, log)
@@ -204,6 +199,19 @@ def train(
         weights = _whole_weights(engine, average) if ended_early is None else None
     log.close()
     return TrainOutcome(done, seconds(), ended_early, float(peak), weights)
+
+
+def _update(
+    model: CoCa, losses: dict[str, Tensor], optimizers: Optimizers, rates: Sequence[float], clip_norm: float
+) -> dict[str, float]:
+    """Updates the parameters unless a loss or gradient is not finite; returns the losses and the gradients' norm."""
+    scalars = {tag: float(value) for tag, value in losses.items()}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    usable = all(map(math.isfinite, scalars.values()))
+    norm = optimizer_step(parameters, optimizers, rates, clip_norm, usable)
+    for head in model.heads.values():
+        head.limit_scale()
+    return {**scalars, "gradient_norm": norm}
 
 
 def _whole_weights(engine: Engine, average: Average | None) -> dict[str, Tensor] | None:
