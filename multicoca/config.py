@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from multicoca.data.mixture import MixtureConfig
 from multicoca.distributed.parallelize import ParallelConfig
 from multicoca.eval.evaluator import EvaluationConfig
+from multicoca.isolated import DEFAULT_TIMEOUT_S
 from multicoca.model.config import ModelConfig
 from multicoca.train.loop import TrainConfig
 from multicoca.train.optim import OptimConfig
@@ -50,6 +51,8 @@ class DataConfig(MixtureConfig):
         batch_size: pairs of a batch, over all processes.
         workers: processes that read data, for each rank; None takes one per spare core.
         max_broken_share: training stops when a larger share of a modality's items cannot be used.
+        decode_timeout_s: how long a decoder that runs in a process of its own may take for a file, and a second more
+            for each MiB; then the file cannot be used.
     """
 
     source: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +60,11 @@ class DataConfig(MixtureConfig):
     batch_size: int = 64
     workers: int | None = None
     max_broken_share: float = 0.05
+    decode_timeout_s: float = DEFAULT_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if not self.decode_timeout_s > 0:
+            raise ValueError(f"data.decode_timeout_s is {self.decode_timeout_s}; expected a number of seconds above 0")
 
     def common_size(self) -> int:
         """Returns what the number of processes must divide: the common part of all micro-batches' sizes."""

@@ -7,17 +7,16 @@ picklable object without parameters), the `Encoder` goes to the training device.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from multicoca.reading import UnreadableFileError, require
 from multicoca.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 
     from multicoca.data.shapes import Scene
 
+__all__ = [
+    "ENTRY_POINT_GROUP", "Encoder", "Modality", "Processor", "Remarker", "SceneRenderer", "TensorBoardViewer",
+    "UnreadableFileError", "installed_modalities", "require",
+]  # fmt: skip
 ENTRY_POINT_GROUP = "multicoca.modalities"
-
-
-class UnreadableFileError(ValueError):
-    """A file that cannot be turned into a sample. The message is the reason, fit for a person to read."""
 
 
 @runtime_checkable
@@ -91,6 +90,18 @@ class TensorBoardViewer(Protocol):
 
 
 @runtime_checkable
+class Remarker(Protocol):
+    """What a processor adds when a file that can be read may still be odd: a cloud without colour, for example."""
+
+    def remarks(self, raw: Any) -> Sequence[str]:
+        """Returns what is worth knowing of what `decode` gave. `data verify` counts the files with each remark.
+
+        Numbers and names in quotes may differ between files; remarks that are else equal are of one kind.
+        """
+        ...
+
+
+@runtime_checkable
 class Encoder(Protocol):
     """An `nn.Module` from a modality's inputs to `Tokens`.
 
@@ -117,25 +128,6 @@ class Modality:
     name: str
     processor: Processor
     encoder: nn.Module
-
-
-def require(package: str, extra: str) -> ModuleType:
-    """Imports an optional package, or says which command installs it.
-
-    Args:
-        package: the module to import, e.g. "timm".
-        extra: the extra of this project that brings it, e.g. "image".
-
-    Raises:
-        ImportError: the package is missing or broken; the message gives the pip command.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"the package '{package}' could not be imported ({error}). "
-            f"It comes with the '{extra}' extra: pip install 'multicoca[{extra}]'"
-        ) from error
 
 
 def installed_modalities() -> Mapping[str, EntryPoint]:

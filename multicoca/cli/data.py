@@ -21,6 +21,7 @@ from multicoca.data.storage import find_files
 from multicoca.data.verify import verify
 from multicoca.distributed.launch import available_cores
 from multicoca.files import write_text
+from multicoca.isolated import set_decode_timeout
 from multicoca.text.tokenizer import TextTokenizer
 
 _ANY_LENGTH = 1 << 20  # tokens; longer than any caption
@@ -82,6 +83,7 @@ def _shard(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     config = compose_config("train", options.overrides)
+    set_decode_timeout(config.data.decode_timeout_s)
     processors = build_processors(config.modalities)
     listing = list_items(config, processors)
     count = None
@@ -109,6 +111,8 @@ def _lines(split: str, modality: str, found: dict[str, Any]) -> list[str]:
         spreads = ("/".join(f"{value:g}" for value in spread) for spread in captions.values())
         named = ", ".join(f"{name.replace('_', ' ')} {spread}" for name, spread in zip(captions, spreads, strict=True))
         lines.append(f"  captions: {number:,}; least/median/most: {named}")
+    for remark, count in found["remarks"].items():
+        lines.append(f"  {count:,} of {found['readable']:,} ({count / found['readable']:.0%}): {remark}")
     if found["repeated_keys"]:
         lines.append(f"  keys that occur again: {found['repeated_keys']:,}")
     for kind, count in found["broken_by_kind"].items():

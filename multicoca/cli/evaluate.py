@@ -15,6 +15,7 @@ from multicoca.data.loader import usable_workers
 from multicoca.distributed.launch import available_cores
 from multicoca.eval.suite import evaluate
 from multicoca.files import write_text
+from multicoca.isolated import set_decode_timeout
 
 HELP = """usage: multicoca evaluate model=FOLDER [data=shapes|folder] [data.root=FOLDER] [out=FOLDER] [KEY=VALUE ...]
 
@@ -36,6 +37,7 @@ def run_evaluate(arguments: list[str]) -> int:
     config = replace(model.config, data=composed.data, evaluation=composed.evaluation, seed=composed.seed)
     folder = Path(own.get("out", Path(own["model"]) / "evaluation"))
     folder.mkdir(parents=True, exist_ok=True)
+    set_decode_timeout(config.data.decode_timeout_s)
     listing = list_items(config, model.bundle.processors)
     workers = usable_workers(config.data.workers, available_cores() - 1)
     results, answers, problems = evaluate(model.bundle, listing, config.evaluation, config.seed, workers)

@@ -41,6 +41,7 @@ from multicoca.distributed.setup import distributed, training_device
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.suite import TEST, evaluate, probe
 from multicoca.files import write_text
+from multicoca.isolated import set_decode_timeout
 from multicoca.modality import Processor
 from multicoca.model.bundle import Bundle
 from multicoca.text.tokenizer import TextTokenizer
@@ -129,6 +130,7 @@ class _Run:
 
 def _train_run(config: Config, folder: Path, device: torch.device) -> _Run:
     started = time.perf_counter()
+    set_decode_timeout(config.data.decode_timeout_s)
     processors = build_processors(config.modalities)
     listing = list_items(config, processors)
     tokenizer = _tokenizer(config, folder, listing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 import torch
@@ -17,6 +18,7 @@ from multicoca.data.mixture import MixtureConfig, Order, Place, Schedule
 from multicoca.data.order import keyed_number
 from multicoca.data.sample import Batch, Item, Problem, UnfilledBatchError
 from multicoca.distributed.launch import STOP_SIGNALS
+from multicoca.isolated import decode_timeout, set_decode_timeout
 from multicoca.modality import Processor, UnreadableFileError
 from multicoca.text.tokenizer import TextTokenizer
 
@@ -149,7 +151,7 @@ class Steps(Dataset):
             key = keyed_number(self.seed, place.epoch, order.modality, item.key) >> 1
             generator = torch.Generator().manual_seed(key)
             try:
-                return place, processor.preprocess(item.decode(processor), True, generator)
+                return place, item.sample(processor, True, generator)
             except UnreadableFileError as error:
                 problems.append(Problem(item.key, str(item.file), str(error), "train", order.modality))
         return None
@@ -178,7 +180,7 @@ def training_batches(steps: Steps, first: int, last: int, num_workers: int) -> I
         sampler=range(first, last),
         num_workers=num_workers,
         prefetch_factor=2 if num_workers else None,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=partial(begin_worker, decode_timeout()),
         pin_memory=torch.cuda.is_available(),
     )
     for batches in loader:
@@ -200,7 +202,7 @@ class Reader(Dataset):
         """Returns (item, its sample, or the problem with it)."""
         item = self.items[index]
         try:
-            return item, self.processor.preprocess(item.decode(self.processor), False, torch.Generator())
+            return item, item.sample(self.processor, False)
         except UnreadableFileError as error:
             return item, Problem(item.key, str(item.file), str(error), modality=item.modality)
 
@@ -214,7 +216,7 @@ def evaluation_batches(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=partial(begin_worker, decode_timeout()),
     )
     for rows in loader:
         read = [(item, sample) for item, sample in rows if not isinstance(sample, Problem)]
@@ -228,13 +230,14 @@ def usable_workers(requested: int | None, spare_cores: int) -> int:
     return requested if requested is not None else max(0, min(spare_cores, 8))
 
 
-def _begin_worker(worker: int) -> None:
+def begin_worker(decode_timeout_s: float, worker: int) -> None:
     """Keeps torch's threads of a worker from fighting those of the others, and leaves signals to the main process.
 
     They often go to all processes of a group, and training still needs its workers to save in order.
     """
     del worker
     torch.set_num_threads(1)
+    set_decode_timeout(decode_timeout_s)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -15,17 +15,18 @@ from torch import Tensor
 
 from multicoca.data.storage import Member
 from multicoca.modality import Processor, UnreadableFileError
+from multicoca.reading import refuse_broken
 
 
 @dataclass(frozen=True)
 class Item:
-    """A captioned file.
+    """A file and what is known about it.
 
     Attributes:
         key: its name in ledgers and results, unique within a split and modality.
         file: where it lies, a file of its own or a place in a tar.
         modality: who reads it.
-        texts: its captions, at least one.
+        texts: its captions, none or many.
         label: its class, if it has one.
         extra: what else the metadata says, as read.
     """
@@ -56,7 +57,17 @@ class Item:
         Raises:
             UnreadableFileError: it cannot be used; the message is the reason.
         """
-        return processor.decode(self.content(), self.file.suffix.lower())
+        with refuse_broken():
+            return processor.decode(self.content(), self.file.suffix.lower())
+
+    def sample(self, processor: Processor, train: bool, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Reads the item and makes a sample of it; `generator` is needed in training.
+
+        Raises:
+            UnreadableFileError: it cannot be used; the message is the reason.
+        """
+        with refuse_broken():
+            return processor.preprocess(self.decode(processor), train, generator or torch.Generator())
 
 
 @dataclass(frozen=True)

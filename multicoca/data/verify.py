@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from multicoca.data.loader import begin_worker
 from multicoca.data.sample import Item, Problem
 from multicoca.data.sources import Listing
-from multicoca.modality import Processor, UnreadableFileError
+from multicoca.isolated import decode_timeout
+from multicoca.modality import Processor, Remarker, UnreadableFileError
+from multicoca.reading import refuse_broken
 
 _CHUNK = 32  # items that a worker reads at a time
 _CHANGING = re.compile(r"b?'[^']*'|b?\"[^\"]*\"|\S*/\S+|[-+]?\d[\d.,]*")  # what differs between reasons of one kind
@@ -31,6 +35,7 @@ class Checked:
         texts: its captions.
         size: of its file, in bytes.
         shapes: of the parts of its sample.
+        remarks: of its modality on it.
         problem: why it cannot be used.
     """
 
@@ -38,6 +43,7 @@ class Checked:
     texts: tuple[str, ...]
     size: int = 0
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    remarks: tuple[str, ...] = ()
     problem: Problem | None = None
 
 
@@ -54,11 +60,15 @@ class _Check(Dataset):
         item = self.items[index]
         try:
             size = item.file.stat().st_size if isinstance(item.file, Path) else item.file.size
-            sample = self.processor.preprocess(item.decode(self.processor), False, torch.Generator())
+            raw = item.decode(self.processor)
+            with refuse_broken():
+                sample = self.processor.preprocess(raw, False, torch.Generator())
+                remarks = tuple(self.processor.remarks(raw)) if isinstance(self.processor, Remarker) else ()
         except (UnreadableFileError, OSError) as error:
             problem = Problem(item.key, str(item.file), str(error), self.split, item.modality)
             return Checked(item.key, item.texts, problem=problem)
-        return Checked(item.key, item.texts, size, tuple((name, tuple(part.shape)) for name, part in sample.items()))
+        shapes = tuple((name, tuple(part.shape)) for name, part in sample.items())
+        return Checked(item.key, item.texts, size, shapes, remarks)
 
 
 def verify(
@@ -77,7 +87,7 @@ def verify(
 
     Returns:
         By split and modality ("unknown" where a line or sample has none): "listed", "readable", "bytes", "shapes",
-        "captions", "repeated_keys", "broken" and "broken_by_kind".
+        "captions", "remarks" (number of readable files with each), "repeated_keys", "broken" and "broken_by_kind".
     """
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for split in dict.fromkeys([*listing.splits, *listing.listed, *(problem.split for problem in listing.problems)]):
@@ -88,7 +98,10 @@ def verify(
             found: Iterable[Checked] = ()
             if modality in listing.of(split):
                 data = _Check(listing.of(split)[modality], processors[modality], split)
-                chunks = DataLoader(data, batch_size=_CHUNK, num_workers=num_workers, collate_fn=list)
+                begin = partial(begin_worker, decode_timeout())
+                chunks = DataLoader(
+                    data, batch_size=_CHUNK, num_workers=num_workers, collate_fn=list, worker_init_fn=begin
+                )
                 bar = tqdm(total=len(data), desc=f"reading {split} {modality}", unit="item", leave=False)
                 found = (bar.update() and None or row for chunk in chunks for row in chunk)
             listed = listing.listed.get(split, {}).get(modality, 0)
@@ -102,6 +115,7 @@ def _summary(
     problems, keys, total, readable = list(problems), Counter(problem.key for problem in problems), 0, 0
     shapes: dict[str, set[tuple[int, ...]]] = {}
     counts, words, tokens = [], [], []
+    remarks: Counter[str] = Counter()
     for row in found:
         keys[row.key] += 1
         counts.append(len(row.texts))
@@ -111,6 +125,7 @@ def _summary(
             problems.append(row.problem)
             continue
         readable, total = readable + 1, total + row.size
+        remarks.update({_kind(remark) for remark in row.remarks})
         for name, shape in row.shapes:
             shapes.setdefault(name, set()).add(shape)
     kinds = Counter(_kind(problem.reason) for problem in problems)
@@ -125,6 +140,7 @@ def _summary(
             "words": _spread(words),
             **({"tokens": _spread(tokens)} if count_tokens is not None else {}),
         },
+        "remarks": dict(remarks.most_common()),
         "repeated_keys": sum(count - 1 for count in keys.values()),
         "broken": [{"key": p.key, "file": p.file, "reason": p.reason, "kind": _kind(p.reason)} for p in problems],
         "broken_by_kind": dict(kinds.most_common()),

@@ -1,0 +1,171 @@
+"""Runs a decoder in a process that can be lost, for native code that may abort or run for ever on a broken file.
+
+One such process serves this one. It imports neither torch nor a model, starts with the first call, and is replaced
+when a file has killed it or was not done in time: that file is then unreadable, and nothing else is lost. It is a plain
+subprocess with two pipes, because data workers are daemonic and may not have children of `multiprocessing`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import Any
+
+from multicoca.reading import UnreadableFileError, describe
+
+DEFAULT_TIMEOUT_S = 10.0
+_BYTES_PER_S = 2**20  # what the slowest decoder reads in a second; a large file gets more time
+_START_TIMEOUT_S = 120.0  # to import a decoder on a busy machine
+_LEAST_MEMORY = 2**30
+_MEMORY_PER_BYTE = 64  # of the file; text meshes grow most
+
+_lock = threading.Lock()
+_timeout_s = DEFAULT_TIMEOUT_S
+_process: _Process | None = None
+
+
+def set_decode_timeout(seconds: float) -> None:
+    """Sets how long an isolated decoder may take in this process: so many seconds, and one more for each MiB."""
+    global _timeout_s
+    _timeout_s = seconds
+
+
+def decode_timeout() -> float:
+    """Returns what `set_decode_timeout` has set."""
+    return _timeout_s
+
+
+def run_isolated(target: str, *arguments: Any, file_bytes: int) -> Any:
+    """Calls a function in the decoding process.
+
+    Args:
+        target: "module:function"; importing it should not import torch.
+        arguments: of the function, which are pickled, as its result is.
+        file_bytes: size of the file, from which the limits of time and memory follow.
+
+    Raises:
+        UnreadableFileError: the function raised it, ended the process, or took too long or too much memory.
+        ImportError: the function raised it.
+    """
+    with _lock:
+        process = _running()
+        process.send(("import", target), _START_TIMEOUT_S)
+        limit_s = _timeout_s + file_bytes / _BYTES_PER_S
+        memory = _LEAST_MEMORY + _MEMORY_PER_BYTE * file_bytes
+        return process.send(("call", target, arguments, memory), limit_s)
+
+
+def _running() -> _Process:
+    """Returns the decoding process of this process (a fork does not share its parent's)."""
+    global _process
+    if _process is None or _process.owner != os.getpid() or not _process.is_alive():
+        _process = _Process()
+    return _process
+
+
+class _Process:
+    """The subprocess, seen from outside."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        # -c and not -m: nothing but what is needed is imported, in any working directory
+        code = f"import sys; sys.path[:] = {sys.path!r}; from multicoca.isolated import serve; serve()"
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        atexit.register(self._end)
+
+    def is_alive(self) -> bool:
+        return self._child.poll() is None
+
+    def send(self, message: tuple[Any, ...], limit_s: float) -> Any:
+        """Sends a request and returns its answer."""
+        late = threading.Event()
+        timer = threading.Timer(limit_s, lambda: (late.set(), self._child.kill()))
+        timer.daemon = True
+        timer.start()
+        try:
+            pickle.dump(message, self._child.stdin, protocol=5)
+            self._child.stdin.flush()
+            done, answer = pickle.load(self._child.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            self._end()
+            if late.is_set():
+                raise UnreadableFileError(
+                    f"its decoder was not done after {limit_s:.3g} s and was stopped; "
+                    "data.decode_timeout_s sets how long it may take"
+                ) from error
+            raise UnreadableFileError(
+                f"its decoder ended the process that it runs in ({_status(self._child.returncode)})"
+            ) from error
+        except BaseException:  # an interrupt between request and answer: the next one would get this answer
+            self._end()
+            raise
+        finally:
+            timer.cancel()
+        if done:
+            return answer
+        raise answer
+
+    def _end(self) -> None:
+        if self.owner == os.getpid():
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                with suppress(OSError):  # what was left in its buffer goes nowhere
+                    pipe.close()
+            atexit.unregister(self._end)
+
+
+def _status(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"status {code}"
+
+
+def serve() -> None:
+    """Answers requests on standard input until it is closed; what decoders print goes nowhere."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # libraries that print must not answer
+    while True:
+        try:
+            kind, target, *rest = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            module, _, name = target.partition(":")
+            function = getattr(importlib.import_module(module), name)
+            answer = (True, _limited(function, *rest) if kind == "call" else None)
+        except (UnreadableFileError, ImportError) as error:
+            answer = (False, type(error)(str(error)))
+        except Exception as error:  # any exception of a reader is a problem of its file
+            answer = (False, UnreadableFileError(describe(error)))
+        pickle.dump(answer, answers, protocol=5)
+        answers.flush()
+
+
+def _limited(function: Any, arguments: tuple[Any, ...], memory: int) -> Any:
+    """Calls a function while the process may take so many bytes more than it has, where the system can say so."""
+    if sys.platform != "linux":
+        return function(*arguments)
+    import resource
+
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = taken + memory if most == resource.RLIM_INFINITY else min(taken + memory, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    try:
+        return function(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
