@@ -8,6 +8,7 @@ memory. `torch.backends.mkldnn.flags(enabled=False)` switches it off.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -16,6 +17,17 @@ from torch import Tensor, nn
 
 _MOST_ROWS = 64
 _DTYPES = (torch.float32, torch.bfloat16)
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this CPU has a packed layout for weights of a type; bf16 needs AVX-512 or newer instructions."""
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), _MOST_ROWS)
+        torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 16, dtype=dtype), packed, None, "none", [], "")
+    except RuntimeError:  # oneDNN's only way to say so
+        return False
+    return True
 
 
 class Linear(nn.Linear):
@@ -64,6 +76,7 @@ class Linear(nn.Linear):
             or torch.compiler.is_compiling()
             or torch.is_autocast_enabled("cpu")
             or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+            or not can_pack(x.dtype)
         ):
             return None
         now = (weight.data_ptr(), weight._version)

@@ -29,7 +29,7 @@ from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import Checkpoints
 from multicoca.train.metrics import PeakMemory, TrainingLog
 from multicoca.train.optim import TUNING, Average, OptimConfig, Optimizers, build_optimizers, learning_rates, tuned
-from multicoca.train.precision import kept_precision
+from multicoca.train.precision import kept_muon_precision, kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 from multicoca.train.stopping import StopSignal
 
@@ -140,14 +140,18 @@ def train(
     tuned(model, config.tuning, config.last_blocks)
     autocast, reason = kept_precision(config.precision, device, model.config.width, folder)
     engine = parallelize(model, parallel or ParallelConfig(), device, autocast)
-    optimizers = build_optimizers(model, optim)
+    muon_dtype, muon_reason = torch.bfloat16, ""
+    if optim.muon_lr is not None:
+        muon_dtype, muon_reason = kept_muon_precision(optim.muon_precision, device, model.config.width, folder)
+    optimizers = build_optimizers(model, optim, muon_dtype)
     average = None if optim.ema_decay is None else Average(model, optim.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints", model, optimizers, average, config.keep_last, config.keep_every)
     first, earlier_s, torn = checkpoints.load_latest()
     log = TrainingLog(folder / "tensorboard", first, config.steps, world_size(), visible=rank() == 0)
     for message in torn:
         log.say(message)
-    log.say(f"precision: {reason}" + (f"; resuming at step {first}" if first else ""))
+    muon = f"; Muon: {muon_reason}" if muon_reason else ""
+    log.say(f"precision: {reason}{muon}" + (f"; resuming at step {first}" if first else ""))
     memory, started, done, stopped, bad, left_out = PeakMemory(), time.perf_counter(), first, None, 0, 0
 
     def seconds() -> float:

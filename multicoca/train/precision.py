@@ -1,11 +1,12 @@
-"""Whether training runs under bf16 autocast: where this machine is faster with it, by a short measurement.
+"""In which precision training runs and Muon iterates: where bf16 is faster on this machine, by a short measurement.
 
-Rank 0 measures and all ranks follow. A run keeps what it began with, or it would not go on to the bit.
+Rank 0 measures and all ranks follow. A run keeps what it began with, so that a resumed run is equal to the bit.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,25 +14,45 @@ from torch import nn
 
 from multicoca.distributed.collectives import rank, wait_for_all
 from multicoca.files import write_text
+from multicoca.train.muon import orthogonalized
 
 _SPEEDUP_WORTH_IT = 1.15  # below it, rounding is not worth the gain
+_MUON_COEFFICIENTS, _MUON_STEPS, _EPS = (3.4445, -4.775, 2.0315), 5, 1e-7  # torch.optim.Muon's
+
+Choice = tuple[torch.dtype | None, str]  # dtype for autocast, None for fp32; and the reason for the log
 
 
-def kept_precision(requested: str, device: torch.device, width: int, folder: Path) -> tuple[torch.dtype | None, str]:
+def kept_precision(requested: str, device: torch.device, width: int, folder: Path) -> Choice:
     """Returns what `choose_precision` does on rank 0 at the first start of the run in a folder."""
-    kept = folder / "precision.txt"
+    return _kept(folder / "precision.txt", requested, lambda asked: choose_precision(asked, device, width))
+
+
+def kept_muon_precision(requested: str, device: torch.device, width: int, folder: Path) -> tuple[torch.dtype, str]:
+    """Returns (dtype, reason) of Muon's iteration, as chosen on rank 0 at the first start of the run in a folder.
+
+    A run that began before there was a choice goes on in bf16.
+    """
+    file = folder / "muon_precision.txt"
+    if requested == "auto" and not file.is_file() and any((folder / "checkpoints").glob("step_*")):
+        requested = "bf16"
+    dtype, reason = _kept(file, requested, lambda asked: choose_muon_precision(asked, device, width))
+    return dtype or torch.float32, reason
+
+
+def _kept(file: Path, requested: str, choose: Callable[[str], Choice]) -> Choice:
+    """Returns a choice; a measured one is written down at the first start and read at all later ones."""
     if requested != "auto":
-        return choose_precision(requested, device, width)
-    if rank() == 0 and not kept.is_file():
-        dtype, reason = choose_precision(requested, device, width)
-        write_text(kept, f"{'fp32' if dtype is None else 'bf16'}\n{reason}")
+        return choose(requested)
+    if rank() == 0 and not file.is_file():
+        dtype, reason = choose("auto")
+        write_text(file, f"{'fp32' if dtype is None else 'bf16'}\n{reason}")
     wait_for_all()
-    chosen, reason = kept.read_text(encoding="utf-8").split("\n", 1)
-    return choose_precision(chosen, device, width)[0], reason
+    chosen, reason = file.read_text(encoding="utf-8").split("\n", 1)
+    return choose(chosen)[0], reason
 
 
-def choose_precision(requested: str, device: torch.device, width: int) -> tuple[torch.dtype | None, str]:
-    """Returns (dtype for autocast or None, the reason for the log).
+def choose_precision(requested: str, device: torch.device, width: int) -> Choice:
+    """Chooses the precision of training.
 
     Args:
         requested: "auto", "fp32" or "bf16".
@@ -41,29 +62,49 @@ def choose_precision(requested: str, device: torch.device, width: int) -> tuple[
     Raises:
         ValueError: another request.
     """
+    block = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)).to(device)
+    x = torch.randn(4096, width, device=device)
+
+    def run(dtype: torch.dtype | None) -> None:
+        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            block(x).float().sum().backward()
+
+    return _choose("train.precision", "bf16 autocast", requested, device, run)
+
+
+def choose_muon_precision(requested: str, device: torch.device, width: int) -> Choice:
+    """Chooses the precision of Muon's iteration; arguments and errors are those of `choose_precision`."""
+    matrix = torch.randn(width, 4 * width, device=device)
+
+    def run(dtype: torch.dtype | None) -> None:
+        orthogonalized(matrix.to(dtype or torch.float32), _MUON_COEFFICIENTS, _MUON_STEPS, _EPS)
+
+    return _choose("optim.muon_precision", "bf16", requested, device, run)
+
+
+def _choose(
+    key: str, name: str, requested: str, device: torch.device, run: Callable[[torch.dtype | None], None]
+) -> Choice:
     if requested == "fp32":
         return None, "fp32, as configured"
     if requested == "bf16":
-        return torch.bfloat16, "bf16 autocast, as configured"
+        return torch.bfloat16, f"{name}, as configured"
     if requested != "auto":
-        raise ValueError(f"train.precision is '{requested}'; choose auto, fp32 or bf16")
+        raise ValueError(f"{key} is '{requested}'; choose auto, fp32 or bf16")
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return None, "fp32: this GPU has no bf16"
-    full, half = (_seconds(device, width, dtype) for dtype in (None, torch.bfloat16))
-    if full / half < _SPEEDUP_WORTH_IT:
-        return None, f"fp32: bf16 autocast is only {full / half:.2f} times as fast here"
-    return torch.bfloat16, f"bf16 autocast: {full / half:.2f} times as fast as fp32 here"
+    speedup = _seconds(device, lambda: run(None)) / _seconds(device, lambda: run(torch.bfloat16))
+    if speedup < _SPEEDUP_WORTH_IT:
+        return None, f"fp32: {name} is only {speedup:.2f} times as fast here"
+    return torch.bfloat16, f"{name}: {speedup:.2f} times as fast as fp32 here"
 
 
-def _seconds(device: torch.device, width: int, dtype: torch.dtype | None) -> float:
-    """Times forward and backward of an MLP, best of several runs."""
-    block = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)).to(device)
-    x = torch.randn(4096, width, device=device)
+def _seconds(device: torch.device, run: Callable[[], None]) -> float:
+    """Times a computation, best of several runs."""
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
-        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            block(x).float().sum().backward()
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)

@@ -21,8 +21,9 @@ from multicoca.eval.suite import evaluate
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.checkpoint import whole_checkpoints
 from multicoca.train.loop import TrainConfig, train
+from multicoca.train.muon import Muon
 from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates, parameter_groups
-from multicoca.train.precision import choose_precision, kept_precision
+from multicoca.train.precision import choose_precision, kept_muon_precision, kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients
 
 
@@ -201,6 +202,38 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, monkeypatch):
     assert (dtype, reason) == (torch.bfloat16, "bf16 autocast: 2.00 times as fast as fp32 here")
 
 
+def test_muon_iterates_in_the_faster_precision_and_a_resumed_run_keeps_its_own(tmp_path, monkeypatch):
+    cpu, speeds = torch.device("cpu"), iter([1.0, 3.0])
+    monkeypatch.setattr("multicoca.train.precision._seconds", lambda *_: next(speeds))
+    assert kept_muon_precision("auto", cpu, 32, tmp_path)[0] == torch.float32
+    monkeypatch.setattr("multicoca.train.precision._seconds", lambda *_: pytest.fail("it is not measured again"))
+    assert kept_muon_precision("auto", cpu, 32, tmp_path)[0] == torch.float32
+    assert kept_muon_precision("bf16", cpu, 32, tmp_path)[0] == torch.bfloat16
+    (tmp_path / "before" / "checkpoints" / "step_00000200").mkdir(parents=True)  # of a version without a choice
+    assert kept_muon_precision("auto", cpu, 32, tmp_path / "before")[0] == torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_muon_in_fp32_gives_what_torchs_does_but_for_rounding(shape, monkeypatch):
+    def updated(optimizer_of):
+        parameter = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        optimizer = optimizer_of([{"params": [parameter], "weight_decay": 0.1}])
+        for step in range(3):
+            parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step + 1))
+            optimizer.step()
+        return parameter.detach()
+
+    def torchs(groups):
+        return torch.optim.Muon(groups, lr=0.02, adjust_lr_fn="match_rms_adamw")
+
+    rounded = updated(torchs)
+    assert torch.equal(updated(lambda groups: Muon(groups, 0.02)), rounded)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # torch's own iteration, in fp32
+    plain = updated(torchs)
+    assert not torch.equal(plain, rounded)
+    torch.testing.assert_close(updated(lambda groups: Muon(groups, 0.02, torch.float32)), plain, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
@@ -212,6 +245,7 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, monkeypatch):
         (OptimConfig, {"lr": -1.0}, r"optim\.lr is -1\.0; expected a number of at least 0"),
         (OptimConfig, {"beta2": 2.0}, r"optim\.beta2 is 2\.0"),
         (OptimConfig, {"warmup_share": 3.0}, r"optim\.warmup_share is 3\.0; expected a share"),
+        (OptimConfig, {"muon_precision": "fp8"}, r"optim\.muon_precision is 'fp8'"),
         (OptimConfig, {"name": "sgd"}, "choose adamw or adafactor"),
         (OptimConfig, {"schedule": "step"}, "choose one of cosine, linear"),
         (OptimConfig, {"layer_decay": 0.0}, "expected a decay above 0"),
