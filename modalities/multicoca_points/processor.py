@@ -21,8 +21,8 @@ from torch import Tensor
 
 from multicoca.data.shapes.geometry import surface_points
 from multicoca_points.cloud import PointCloud
-from multicoca_points.declared import write_ply
-from multicoca_points.reader import SUFFIXES, read_points
+from multicoca_points.ply import write_ply
+from multicoca_points.reader import MAX_DROPPED_SHARE, SUFFIXES, read_points
 from multicoca_points.thumbnail import draw_points
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class PointsProcessor:
         surface_seed: what that sampling, and the subset in evaluation, are drawn from.
         augmentation: random changes in training.
         scene_points: points in the files that `render` makes.
+        max_dropped_share: a cloud of which a larger share of points is not finite is refused.
         thumbnail_extent: half the side, in metres, of the cube around the origin that thumbnails show; None fits
             each cloud.
 
@@ -99,6 +100,7 @@ class PointsProcessor:
         surface_seed: int = 0,
         augmentation: PointsAugmentation | None = None,
         scene_points: int = 1024,
+        max_dropped_share: float = MAX_DROPPED_SHARE,
         thumbnail_extent: float | None = None,
     ) -> None:
         for name, value, valid in (
@@ -115,6 +117,8 @@ class PointsProcessor:
         ):
             if count < 1:
                 raise ValueError(f"{name} is {count}; it must be at least 1")
+        if not 0 <= max_dropped_share < 1:
+            raise ValueError(f"max_dropped_share is {max_dropped_share}; it must lie in [0, 1)")
         if not 0 <= color_default <= 1:
             raise ValueError(f"color_default is {color_default}; it must lie in [0, 1]")
         self.num_points = num_points
@@ -126,11 +130,12 @@ class PointsProcessor:
         self.surface_seed = surface_seed
         self.augmentation = augmentation or PointsAugmentation()
         self.scene_points = scene_points
+        self.max_dropped_share = max_dropped_share
         self.thumbnail_extent = thumbnail_extent
 
     def decode(self, file: Path | bytes, suffix: str = "") -> PointCloud:
         """Reads a file of points or a mesh; see `read_points`."""
-        return read_points(file, suffix, self.num_surface_points, self.surface_seed)
+        return read_points(file, suffix, self.num_surface_points, self.surface_seed, self.max_dropped_share)
 
     def preprocess(self, raw: PointCloud, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
         """Returns {"xyz": [n, 3], "rgb": [n, 3]}, float32, n = min(points, num_points).
@@ -157,6 +162,19 @@ class PointsProcessor:
         """Draws the cloud from the front, a little from the right and above."""
         return draw_points(self._upright(raw.xyz), self._colors(raw, slice(None)), self.thumbnail_extent)
 
+    def remarks(self, raw: PointCloud) -> list[str]:
+        """Returns what was decided while reading, and what makes a cloud useless: see `multicoca.modality.Remarker`."""
+        found = list(raw.remarks)
+        if raw.rgb is None:
+            found.append("no point has a colour")
+        elif (raw.rgb == 1).all():
+            found.append("all points are white")
+        elif (raw.rgb == 0).all():
+            found.append("all points are black")
+        if (raw.xyz == raw.xyz[0]).all():
+            found.append("all points are equal")
+        return found
+
     def show(self, writer: SummaryWriter, tag: str, raw: PointCloud, step: int) -> None:
         """Writes the cloud for TensorBoard's 3D view, whose y axis points up; at most `num_points` of its points."""
         chosen = self._subset(len(raw.xyz), None)
@@ -173,13 +191,13 @@ class PointsProcessor:
         """Rotates to z up and scales to metres."""
         if self.up_axis == "z" and self.unit == "m":
             return xyz
-        return xyz @ (np.asarray(TO_Z_UP[self.up_axis], dtype=np.float32).T * np.float32(METRES[self.unit]))
+        return xyz @ (np.asarray(TO_Z_UP[self.up_axis], dtype=np.float64).T * METRES[self.unit])
 
     def _normalized(self, xyz: np.ndarray) -> np.ndarray:
-        """Centres and scales by all points, so that the result does not hang on the subset."""
+        """Centres and scales by all points, so that the subset does not change the result."""
         if self.normalize == "none":
             return xyz
-        centered = xyz - xyz.mean(axis=0, dtype=np.float64)  # float64: a scan's coordinates may be large
+        centered = xyz - xyz.mean(axis=0, dtype=np.float64)
         if self.normalize == "unit_sphere":
             radius = math.sqrt(np.square(centered).sum(axis=1).max())
             centered = centered / radius if radius > 0 else centered
@@ -197,7 +215,7 @@ class PointsProcessor:
         """Returns the chosen points' colours with the default where there is none."""
         default = np.float32(self.color_default)
         if raw.rgb is None:
-            return np.full_like(raw.xyz[chosen], default)
+            return np.full(raw.xyz[chosen].shape, default)
         rgb = raw.rgb[chosen]
         return np.where(np.isfinite(rgb), rgb, default)
 

@@ -1,40 +1,41 @@
-"""Reads files of points and meshes into a `PointCloud`: open3d for scans, trimesh for meshes, numpy for arrays.
+"""Reads files of points and meshes into a `PointCloud`, exactly or not at all.
 
-open3d and trimesh are imported when a file first needs them. open3d is silent about broken files, so nothing it
-returns is trusted before the declared size was checked and points were found. Points that are not finite are
-dropped here, once.
+Scans and arrays are parsed from the types that they declare; every declared row must be there. Meshes go through
+trimesh. The points that are not finite are dropped here, once, counted and bounded.
 """
 
 from __future__ import annotations
 
-import io
-import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from multicoca.modality import UnreadableFileError
+from multicoca.reading import UnreadableFileError, refuse_broken
+from multicoca_points.arrays import positions, read_npy, read_npz
 from multicoca_points.cloud import PointCloud
-from multicoca_points.declared import Declared, read_pcd_header, read_ply_header, read_pts_header
-from multicoca_points.meshes import read_mesh
-from multicoca_points.open3d_loader import load_open3d
+from multicoca_points.colors import colors_from_fields
+from multicoca_points.meshes import read_mesh, sample_ply
+from multicoca_points.pcd import read_pcd
+from multicoca_points.ply import read_ply
+from multicoca_points.text_scans import read_text_scan
 
 SCAN_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzrgb", ".pts")
 MESH_SUFFIXES = (".obj", ".glb", ".off", ".stl")
 ARRAY_SUFFIXES = (".npy", ".npz")
 SUFFIXES = SCAN_SUFFIXES + MESH_SUFFIXES + ARRAY_SUFFIXES
 
-_HEADER_READERS: dict[str, Callable[[io.BufferedIOBase], Declared]] = {
-    ".ply": read_ply_header,
-    ".pcd": read_pcd_header,
-    ".pts": read_pts_header,
-}
+MAX_DROPPED_SHARE = 0.5
+_FARTHEST = 1e12  # in the file's unit; the earth's orbit in metres, beyond which a number is an error
 
 
-def read_points(file: Path | bytes, suffix: str = "", num_surface_points: int = 10000, seed: int = 0) -> PointCloud:
+def read_points(
+    file: Path | bytes,
+    suffix: str = "",
+    num_surface_points: int = 10000,
+    seed: int = 0,
+    max_dropped_share: float = MAX_DROPPED_SHARE,
+) -> PointCloud:
     """Reads a point cloud, or samples the surface of a mesh.
 
     Args:
@@ -42,115 +43,77 @@ def read_points(file: Path | bytes, suffix: str = "", num_surface_points: int = 
         suffix: the format with its dot; needed for bytes, and overrides a path's own ending.
         num_surface_points: points that are sampled on a mesh. A PLY file is a mesh when it declares faces.
         seed: what the sampling of a mesh is drawn from.
+        max_dropped_share: largest share of points that are not finite, which are dropped (as depth cameras write them).
 
     Raises:
-        UnreadableFileError: the file is missing, broken, empty, of another kind, or has no finite point.
+        UnreadableFileError: the file is missing, broken, empty, of another kind, or holds too few finite points.
         ImportError: the package that reads the format is missing.
     """
     is_path = not isinstance(file, bytes)
     suffix = (suffix or (Path(file).suffix if is_path else "")).lower()
-    name = str(file) if is_path else f"{suffix} data"
-    try:
+    with refuse_broken(f"cannot read points from {file if is_path else f'{suffix} data'}"):
         if suffix not in SUFFIXES:
             raise UnreadableFileError(f"its ending is '{suffix}'; the endings are {', '.join(SUFFIXES)}")
-        size = Path(file).stat().st_size if is_path else len(file)
-        if size == 0:
+        if suffix in MESH_SUFFIXES:
+            return _finite(read_mesh(file, suffix, num_surface_points, seed), max_dropped_share)
+        data = Path(file).read_bytes() if is_path else file
+        if not data:
             raise UnreadableFileError("it is empty (0 bytes)")
-        if suffix in SCAN_SUFFIXES:
-            cloud = _read_scan(file, suffix, num_surface_points, seed)
-        elif suffix in MESH_SUFFIXES:
-            cloud = read_mesh(file, suffix, num_surface_points, seed)
-        else:
-            cloud = _read_array(file)
-        return _finite(cloud)
-    except (UnreadableFileError, OSError) as error:
-        raise UnreadableFileError(f"cannot read points from {name}: {error}") from error
+        if suffix == ".ply":
+            return _finite(_read_ply(data, num_surface_points, seed), max_dropped_share)
+        return _finite(_PARSERS[suffix](data), max_dropped_share)
 
 
-def _finite(cloud: PointCloud) -> PointCloud:
-    """Drops the points that are not finite."""
-    if len(cloud.xyz) == 0:
-        raise UnreadableFileError("it holds no points")
-    finite = np.isfinite(cloud.xyz).all(axis=1)
-    if finite.all():
+def _read_ply(data: bytes, num_surface_points: int, seed: int) -> PointCloud:
+    ply = read_ply(data)
+    cloud = _named(ply.vertices)
+    if ply.corners is None or len(ply.corners) == 0:
         return cloud
-    if not finite.any():
-        raise UnreadableFileError(f"none of its {len(finite)} points is finite")
-    return PointCloud(cloud.xyz[finite], None if cloud.rgb is None else cloud.rgb[finite])
+    return sample_ply(cloud, ply, num_surface_points, seed)
 
 
-def _read_scan(file: Path | bytes, suffix: str, num_surface_points: int, seed: int) -> PointCloud:
-    """Reads with open3d, after the header's promise was compared with the file."""
-    full_color = 255.0
-    if suffix in _HEADER_READERS:
-        try:
-            with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
-                declared = _HEADER_READERS[suffix](stream)
-        except (ValueError, LookupError) as error:  # LookupError: a header line lacks a word or names another type
-            raise UnreadableFileError(f"it is no {suffix} file: {error}") from error
-        if declared.num_faces > 0:
-            return read_mesh(file, suffix, num_surface_points, seed)
-        if declared.missing:
-            raise UnreadableFileError(f"it is cut off: {declared.missing}")
-        full_color = declared.full_color
-    if isinstance(file, bytes):
-        with tempfile.TemporaryDirectory() as folder:  # open3d reads only .xyz from memory
-            path = Path(folder) / f"points{suffix}"
-            path.write_bytes(file)
-            read = _run_open3d(path, suffix)
-    else:
-        read = _run_open3d(file, suffix)
-    xyz = np.asarray(read.points, dtype=np.float32)
-    if not read.has_colors():
-        return PointCloud(xyz)
-    rgb = np.asarray(read.colors, dtype=np.float32)
-    if full_color != 255.0:  # open3d divides by 255, whatever the type
-        rgb = rgb * np.float32(255.0 / full_color)
-        rgb = rgb / np.float32(255) if rgb.max() > 1 else rgb  # floats from 0 to 255 exist too
-    return PointCloud(xyz, rgb.clip(0, 1))
+def _named(fields: dict[str, np.ndarray]) -> PointCloud:
+    """Makes a cloud of named fields."""
+    missing = [axis for axis in "xyz" if axis not in fields]
+    if missing:
+        raise UnreadableFileError(f"it has no field {', '.join(missing)}; its fields are {', '.join(fields) or 'none'}")
+    axes = [fields[axis] for axis in "xyz"]
+    return PointCloud(positions(np.stack(axes, axis=1)), *colors_from_fields(fields))
 
 
-def _run_open3d(path: Path, suffix: str) -> Any:
-    """Lets open3d read, without its warnings on the console."""
-    open3d = load_open3d()
-    with open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):
-        return open3d.io.read_point_cloud(str(path), format=suffix.removeprefix("."))
-
-
-def _read_array(file: Path | bytes) -> PointCloud:
-    """Reads [N, 3] or [N, 6] from .npy, or the keys xyz or points, and rgb or colors, from .npz."""
-    try:
-        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"xyz": loaded}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UnreadableFileError(f"numpy cannot read it: {error}") from error
-    xyz = next((arrays[key] for key in ("xyz", "points") if key in arrays), None)
-    rgb = next((arrays[key] for key in ("rgb", "colors") if key in arrays), None)
-    if xyz is None:
-        raise UnreadableFileError(f"its keys are {sorted(arrays)}; positions must be under 'xyz' or 'points'")
-    for array in (xyz, rgb):
-        if array is not None and array.dtype.kind not in "fiu":
-            raise UnreadableFileError(f"its type is {array.dtype}; it must be numbers")
-    if xyz.ndim != 2 or xyz.shape[1] not in (3, 6):
+def _finite(cloud: PointCloud, max_dropped_share: float) -> PointCloud:
+    """Drops the points that are not finite, unless they are too many."""
+    count = len(cloud.xyz)
+    if count == 0:
+        raise UnreadableFileError("it holds no points")
+    if cloud.xyz.min() >= -_FARTHEST and cloud.xyz.max() <= _FARTHEST:  # not where there is a NaN
+        return cloud
+    is_finite = np.isfinite(cloud.xyz).all(axis=1)
+    num_finite = int(is_finite.sum())
+    if num_finite == 0:
+        raise UnreadableFileError(f"none of its {count} points is finite")
+    if num_finite < count:
+        if count - num_finite > max_dropped_share * count:
+            raise UnreadableFileError(
+                f"{count - num_finite} of its {count} points are not finite, more than the share of "
+                f"{max_dropped_share:g} that the processor's max_dropped_share allows"
+            )
+        rgb = None if cloud.rgb is None else cloud.rgb[is_finite]
+        remark = f"{count - num_finite} of {count} points are not finite and were dropped"
+        cloud = PointCloud(cloud.xyz[is_finite], rgb, (*cloud.remarks, remark))
+    far = np.abs(cloud.xyz).max(axis=1)
+    if far.max() > _FARTHEST:
         raise UnreadableFileError(
-            f"its shape is {list(xyz.shape)}; it must be [points, 3], or [points, 6] with colours"
+            f"point {int(far.argmax()) + 1} lies {far.max():.3g} from the origin; expected at most {_FARTHEST:g}"
         )
-    if xyz.shape[1] == 6:
-        xyz, rgb = xyz[:, :3], xyz[:, 3:]
-    if rgb is not None and rgb.shape != xyz.shape:
-        raise UnreadableFileError(f"its colours have shape {list(rgb.shape)}; they must have {list(xyz.shape)}")
-    return PointCloud(xyz.astype(np.float32), None if rgb is None else _unit_colors(rgb))
+    return cloud
 
 
-def _unit_colors(rgb: np.ndarray) -> np.ndarray:
-    """Brings colours to [0, 1]: integers are 0 to 255, floats either."""
-    values = rgb.astype(np.float32)
-    finite = values[np.isfinite(values)]
-    if finite.size and (finite.min() < 0 or finite.max() > 255):
-        raise UnreadableFileError(
-            f"its colours go from {finite.min():.4g} to {finite.max():.4g}; they must lie in [0, 1] or [0, 255] "
-            "(are columns 4 to 6 normals? Then keep only the first three)"
-        )
-    in_bytes = rgb.dtype.kind in "iu" or (finite.size > 0 and finite.max() > 1)
-    return values / np.float32(255) if in_bytes else values
+_PARSERS: dict[str, Callable[[bytes], PointCloud]] = {
+    ".pcd": lambda data: _named(read_pcd(data)),
+    ".xyz": lambda data: read_text_scan(data, is_pts=False),
+    ".xyzrgb": lambda data: read_text_scan(data, is_pts=False),
+    ".pts": lambda data: read_text_scan(data, is_pts=True),
+    ".npy": read_npy,
+    ".npz": read_npz,
+}

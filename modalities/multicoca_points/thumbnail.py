@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from PIL import Image
 
 _AZIMUTH, _ELEVATION = math.radians(-28), math.radians(24)
@@ -25,7 +25,7 @@ _MAX_DROP = 0.15  # jumps in depth count up to this share of the scene's radius
 
 
 def draw_points(
-    xyz: Float32[np.ndarray, "points 3"],
+    xyz: Float[np.ndarray, "points 3"],
     rgb: Float32[np.ndarray, "points 3"],
     extent: float | None = None,
     size_px: int = 160,

@@ -18,7 +18,11 @@ from multicoca.cli.compose import compose_config
 from multicoca.data.shapes import draw_scene
 from multicoca.modality import SceneRenderer, installed_modalities
 
-_IMPORT_NAMES = {"libusb-package": "libusb_package", "hydra-submitit-launcher": "hydra_plugins.hydra_submitit_launcher"}
+_IMPORT_NAMES = {
+    "libusb-package": "libusb_package",
+    "python-neo-lzf": "lzf",
+    "hydra-submitit-launcher": "hydra_plugins.hydra_submitit_launcher",
+}
 
 
 def run_doctor(arguments: list[str]) -> int:

@@ -42,7 +42,7 @@ def test_farthest_points_equal_the_naive_loop(batch):
 
 
 def test_farthest_points_equal_open3d():
-    pytest.importorskip("open3d")
+    pytest.importorskip("libusb_package")
     from multicoca_points import load_open3d
 
     open3d = load_open3d()

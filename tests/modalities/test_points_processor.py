@@ -160,7 +160,6 @@ def test_collate_pads_with_a_mask():
 
 @pytest.mark.parametrize("index", range(4))
 def test_rendered_scenes_are_read_back(tmp_path, index):
-    pytest.importorskip("open3d")
     scene = draw_scene(0, "train", index)
     processor = PointsProcessor(normalize="none", scene_points=300)
     xyz, rgb = surface_points(scene, 300)

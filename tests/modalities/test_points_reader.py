@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("open3d")
 trimesh = pytest.importorskip("trimesh")
 
 import multicoca_points.open3d_loader as loader  # noqa: E402
-from multicoca_points.declared import write_ply  # noqa: E402
 from multicoca_points.open3d_loader import load_open3d  # noqa: E402
+from multicoca_points.ply import write_ply  # noqa: E402
 from multicoca_points.reader import SUFFIXES, read_points  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -63,7 +62,7 @@ def test_scans_round_trip(tmp_path, points, suffix, options, colored, as_bytes):
     path = write_with_open3d(tmp_path / f"scan{suffix}", xyz, rgb, **options)
     cloud = read_points(path.read_bytes(), suffix) if as_bytes else read_points(path)
     np.testing.assert_allclose(cloud.xyz, xyz, atol=1e-5)  # open3d writes six digits
-    assert cloud.xyz.dtype == np.float32
+    assert cloud.xyz.dtype == np.float64
     if colored:
         np.testing.assert_allclose(cloud.rgb, rgb, atol=0.51 / 255)
     else:
@@ -109,7 +108,7 @@ def test_npz_round_trip_with_byte_colors(tmp_path, points, xyz_key, rgb_key):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"positions": np.zeros((4, 3))}, "'xyz' or 'points'"),
+        ({"places": np.zeros((4, 3))}, "positions must be under 'xyz', 'points'"),
         ({"xyz": np.zeros((4, 4))}, r"shape is \[4, 4\]"),
         ({"xyz": np.zeros((4, 3)), "rgb": np.zeros((5, 3))}, r"\[5, 3\]"),
         ({"xyz": np.zeros((4, 3)), "rgb": -np.ones((4, 3))}, "normals"),

@@ -1,0 +1,51 @@
+"""Meshes in STL files, binary or text, every triangle of which is parsed or refused.
+
+Source: 3D Systems' "StereoLithography Interface Specification" (1989).
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from jaxtyping import Float64
+
+from multicoca.reading import UnreadableFileError
+from multicoca_points.surface import Surface
+from multicoca_points.table import read_table
+
+_HEADER_BYTES = 84
+_TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+_CORNER = re.compile(rb"vertex\s+(\S+)\s+(\S+)\s+(\S+)", re.IGNORECASE)
+
+
+def read_stl(data: bytes) -> Surface:
+    """Reads an STL file, binary or text."""
+    count = int.from_bytes(data[80:84], "little") if len(data) >= _HEADER_BYTES else -1
+    held = len(data) - _HEADER_BYTES
+    if count >= 0 and held == count * _TRIANGLE.itemsize:
+        rows = np.frombuffer(data, _TRIANGLE, count, _HEADER_BYTES) if count else np.empty(0, _TRIANGLE)
+        xyz = rows["corners"].reshape(-1, 3).astype(np.float64)
+        remarks = ("its attributes, where some programs put colours, are not read",) if rows["attribute"].any() else ()
+    elif data.lstrip()[:5].lower() == b"solid":
+        xyz, remarks = _stl_text(data), ()
+    else:
+        raise UnreadableFileError(
+            f"it is no STL file: it declares {count} triangles, which take {count * _TRIANGLE.itemsize} bytes, and "
+            f"{held} are there"
+        )
+    return Surface(xyz, np.arange(len(xyz)).reshape(-1, 3), remarks=remarks)
+
+
+def _stl_text(data: bytes) -> Float64[np.ndarray, "corners 3"]:
+    words = data.lower().split()
+    counts = {word: words.count(word) for word in (b"facet", b"vertex", b"endfacet", b"endsolid")}
+    found = [match.groups() for match in _CORNER.finditer(data)]
+    if not counts[b"endsolid"] or not 3 * counts[b"facet"] == 3 * counts[b"endfacet"] == counts[b"vertex"] == len(
+        found
+    ):
+        raise UnreadableFileError(
+            f"it is cut off or broken: it has {counts[b'facet']} facets and {len(found)} vertices"
+        )
+    table = read_table(b"\n".join(b" ".join(row) for row in found), 1)
+    return table if len(table) else np.empty((0, 3))
