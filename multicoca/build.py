@@ -59,8 +59,8 @@ def find_target(path: str) -> Any:
         raise ValueError(f"the target '{path}' is not allowed; targets begin with {', '.join(packages)}")
     module, _, name = path.rpartition(".")
     try:
-        return vars(importlib.import_module(module))[name]
-    except (ImportError, KeyError) as error:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
         raise ValueError(f"the target '{path}' does not exist ({error})") from error
 
 
