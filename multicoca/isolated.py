@@ -11,17 +11,20 @@ import atexit
 import importlib
 import os
 import pickle
+import select
 import subprocess
 import sys
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from multicoca.reading import UnreadableFileError, describe
 
 DEFAULT_TIMEOUT_S = 10.0
 _BYTES_PER_S = 2**20  # what the slowest decoder reads in a second; a large file gets more time
 _START_TIMEOUT_S = 120.0  # to import a decoder on a busy machine
+_SHORT_S = 0.2
+_PIPE_BYTES = 2**20
 _LEAST_MEMORY = 2**30
 _MEMORY_PER_BYTE = 64  # of the file; text meshes grow most
 
@@ -55,7 +58,9 @@ def run_isolated(target: str, *arguments: Any, file_bytes: int) -> Any:
     """
     with _lock:
         process = _running()
-        process.send(("import", target), _START_TIMEOUT_S)
+        if target not in process.imported:
+            process.send(("import", target), _START_TIMEOUT_S)
+            process.imported.add(target)
         limit_s = _timeout_s + file_bytes / _BYTES_PER_S
         memory = _LEAST_MEMORY + _MEMORY_PER_BYTE * file_bytes
         return process.send(("call", target, arguments, memory), limit_s)
@@ -70,10 +75,15 @@ def _running() -> _Process:
 
 
 class _Process:
-    """The subprocess, seen from outside."""
+    """The subprocess, seen from outside.
+
+    Attributes:
+        owner: the process that started it.
+        imported: targets that it has imported.
+    """
 
     def __init__(self) -> None:
-        self.owner = os.getpid()
+        self.owner, self.imported = os.getpid(), set[str]()
         # -c and not -m: nothing but what is needed is imported, in any working directory
         code = f"import sys; sys.path[:] = {sys.path!r}; from multicoca.isolated import serve; serve()"
         self._child = subprocess.Popen(
@@ -84,6 +94,8 @@ class _Process:
             start_new_session=True,  # Ctrl-C is the parent's to handle
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        _widen(self._child.stdin)
+        _widen(self._child.stdout)
         atexit.register(self._end)
 
     def is_alive(self) -> bool:
@@ -92,12 +104,14 @@ class _Process:
     def send(self, message: tuple[Any, ...], limit_s: float) -> Any:
         """Sends a request and returns its answer."""
         late = threading.Event()
-        timer = threading.Timer(limit_s, lambda: (late.set(), self._child.kill()))
-        timer.daemon = True
-        timer.start()
+        timer = None
         try:
             pickle.dump(message, self._child.stdin, protocol=5)
             self._child.stdin.flush()
+            if not _is_ready(self._child.stdout, _SHORT_S):  # most answers come before a timer would have started
+                timer = threading.Timer(limit_s, lambda: (late.set(), self._child.kill()))
+                timer.daemon = True
+                timer.start()
             done, answer = pickle.load(self._child.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self._end()
@@ -113,7 +127,8 @@ class _Process:
             self._end()
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
         if done:
             return answer
         raise answer
@@ -126,6 +141,22 @@ class _Process:
                 with suppress(OSError):  # what was left in its buffer goes nowhere
                     pipe.close()
             atexit.unregister(self._end)
+
+
+def _is_ready(pipe: IO[bytes], seconds: float) -> bool:
+    """Whether a pipe has something to read within a time; False where the system cannot tell."""
+    if sys.platform == "win32":
+        return False
+    return bool(select.select([pipe], [], [], seconds)[0])
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Lets a pipe hold a clip, so that writer and reader need not take turns; Linux alone can."""
+    if sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):  # the user has as much of it as he may
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _status(code: int | None) -> str:

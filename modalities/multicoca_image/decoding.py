@@ -2,22 +2,22 @@
 
 The format is told by the first bytes, never by the name, and the reader of that one format is called directly:
 the size is read from the header and checked before anything is decoded, without touching Pillow's process-wide
-limit. Transparency is laid over white; 16-bit grey is scaled, not clipped.
+limit. Transparency is laid over white; 16-bit grey is scaled, not clipped. A picture that is whole is read, though
+what stands beside it is not: see `repair`.
 Source: EXIF 2.3, tag 0x0112, for the orientations.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from PIL.ImageFile import ImageFile
 
-from multicoca.modality import UnreadableFileError
+from multicoca.reading import UnreadableFileError, refuse_broken
+from multicoca_image.repair import with_end_marker, without_ancillary_chunks
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
@@ -28,8 +28,7 @@ _READERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
     ("GIF", lambda head: head[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
     ("BMP", lambda head: head.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
 )
-# What Pillow's readers raise on broken content; `Image.open` and `Image.load` document OSError alone.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
+_REPAIRS: dict[str, Callable[[bytes], bytes | None]] = {"JPEG": with_end_marker, "PNG": without_ancillary_chunks}
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,20 +56,28 @@ def decode_image(data: bytes, max_pixels: int, name: str = "the image") -> Image
         UnreadableFileError: the content is empty, of another kind, too large or broken.
     """
     kind, reader = _find_reader(data, name)
-    try:
-        image = reader(io.BytesIO(data))
-        width, height = image.size
-        if width * height > max_pixels:
-            raise UnreadableFileError(
-                f"{name} says it has {width} x {height} = {width * height} pixels; at most {max_pixels} are decoded. "
-                "Raise the processor's max_pixels if the file is to be trusted"
-            )
-        image.load()
-        return _to_rgb(_turn_upright(image))
-    except UnreadableFileError:
-        raise
-    except _BROKEN as error:
-        raise UnreadableFileError(f"{name} is a broken {kind} file: {error}") from error
+    with refuse_broken(f"{name} is a broken {kind} file"):
+        try:
+            return _decode(reader, data, max_pixels)
+        except UnreadableFileError:
+            raise
+        except Exception:  # whatever Pillow raises: the picture may be whole where something beside it is not
+            repaired = _REPAIRS[kind](data) if kind in _REPAIRS else None
+            if repaired is None:
+                raise
+        return _decode(reader, repaired, max_pixels)
+
+
+def _decode(reader: type[ImageFile], data: bytes, max_pixels: int) -> Image.Image:
+    image = reader(io.BytesIO(data))
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UnreadableFileError(
+            f"it says it has {width} x {height} = {width * height} pixels; at most {max_pixels} are decoded. "
+            "Raise the processor's max_pixels if the file is to be trusted"
+        )
+    image.load()
+    return _to_rgb(_turn_upright(image), reader is BmpImagePlugin.BmpImageFile)
 
 
 def _find_reader(data: bytes, name: str) -> tuple[str, type[ImageFile]]:
@@ -86,12 +93,12 @@ def _find_reader(data: bytes, name: str) -> tuple[str, type[ImageFile]]:
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _BROKEN:  # a picture with unreadable EXIF is still a picture; it has no orientation then
+    except Exception:  # whatever its parser raises: a picture with unreadable EXIF has no orientation
         orientation = 1
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, is_bmp: bool) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it at 255
@@ -99,6 +106,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if is_bmp and image.getchannel("A").getextrema()[1] == 0:
+            return image.convert("RGB")  # the fourth byte of a BMP is more often nothing than a transparency
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
         return white

@@ -3,7 +3,7 @@
 The decision: decode forward from the start and convert only the wanted frames. Seeking is left out: it costs more than
 it saves on clips, and after a seek, open groups of pictures lose frames. Conversion runs on one thread, because
 handing a small frame to FFmpeg's thread pool costs several times the conversion. PyAV does not turn frames as the
-file's display matrix asks; that happens here.
+file's display matrix asks, nor does it make pixels square; that happens here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from multicoca.modality import UnreadableFileError, require
+from multicoca.reading import UnreadableFileError, require
+from multicoca_video.display import display_of
 from multicoca_video.scan import Scan, opened, timed_frames
 
 
@@ -39,7 +40,7 @@ def read_with_pyav(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np.n
     pictures: list[np.ndarray] = []
     errors: list[str] = []
     shown = None
-    painter = _Painter()
+    painter = _Painter(scan.display.pixel_aspect)
     with opened(source) as (container, stream):
         for number, (time, frame) in enumerate(timed_frames(container, stream, scan.start_pts, errors)):
             place = number if scan.unusual else time
@@ -58,13 +59,15 @@ def read_with_pyav(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np.n
 class _Painter:
     """Turns decoded frames into upright RGB of one size, that of the first (a stream may change its size midway)."""
 
-    def __init__(self) -> None:
+    def __init__(self, pixel_aspect: float) -> None:
         self._reformatter = require("av.video.reformatter", "video").VideoReformatter()
+        self._pixel_aspect = pixel_aspect
         self._size: tuple[int, int] | None = None
 
     def paint(self, frame: Any) -> np.ndarray:
+        display = display_of(frame, self._pixel_aspect)
         if self._size is None:
-            self._size = (frame.width, frame.height)
+            self._size = display.square_size(frame.width, frame.height)
         width, height = self._size
         picture = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
-        return np.rot90(picture, round(frame.rotation / 90) % 4)  # the display matrix counts counterclockwise
+        return display.upright(picture)

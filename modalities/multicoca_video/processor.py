@@ -24,6 +24,7 @@ from torch.nn import functional
 from multicoca.data.shapes import Scene
 from multicoca_video.reader import BACKENDS, Video, check_backends, open_video
 from multicoca_video.sampling import TimeSampler, UniformSampler, frames_at
+from multicoca_video.scan import MAX_PIXELS
 from multicoca_video.scene_video import write_scene
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class VideoProcessor:
             takes the central square as in evaluation. All frames of a clip get the same crop.
         flip_probability: in training, how often a clip is mirrored. Captions that name sides forbid it.
         backends: what may read files, see `open_video`.
+        max_pixels: a file with larger frames is refused by its header.
         scene_size_px: height and width of the videos that `render` makes, even.
         scene_frames: their number of frames, at 8 per second.
     """
@@ -68,11 +70,12 @@ class VideoProcessor:
     crop_scale: Sequence[float] | None = None
     flip_probability: float = 0.0
     backends: Sequence[str] = BACKENDS
+    max_pixels: int = MAX_PIXELS
     scene_size_px: int = 64
     scene_frames: int = 12
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "size_px", "scene_frames"):
+        for name in ("num_frames", "size_px", "scene_frames", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if self.scene_size_px < 16 or self.scene_size_px % 2:
@@ -96,7 +99,7 @@ class VideoProcessor:
         Raises:
             UnreadableFileError: the file is missing, empty, not a video, or nothing in it can be decoded.
         """
-        return open_video(file, self.backends)
+        return open_video(file, self.backends, self.max_pixels)
 
     def preprocess(self, raw: Video, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
         """Makes one sample.

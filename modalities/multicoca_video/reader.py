@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from multicoca.reading import refuse_broken
 from multicoca_video.frames_decord import DecordUnfitError, read_with_decord, reason_against_decord
 from multicoca_video.frames_pyav import read_with_pyav
-from multicoca_video.scan import Scan, scan_video
+from multicoca_video.scan import MAX_PIXELS, Scan, scan_video
 
 BACKENDS = ("decord", "pyav")
 
@@ -60,29 +61,32 @@ class Video:
                 f"give one or more from 0 to {self.num_frames - 1}"
             )
         wanted, places = np.unique(asked, return_inverse=True)
-        if self.backend == "decord":
-            try:
-                return read_with_decord(self._source, self._scan, wanted)[places]
-            except DecordUnfitError as error:
-                self.backend, self.backend_reason = "pyav", str(error)
-        return read_with_pyav(self._source, self._scan, wanted)[places]
+        with refuse_broken():
+            if self.backend == "decord":
+                try:
+                    return read_with_decord(self._source, self._scan, wanted)[places]
+                except DecordUnfitError as error:
+                    self.backend, self.backend_reason = "pyav", str(error)
+            return read_with_pyav(self._source, self._scan, wanted)[places]
 
 
-def open_video(file: Path | bytes, backends: Sequence[str] = BACKENDS) -> Video:
+def open_video(file: Path | bytes, backends: Sequence[str] = BACKENDS, max_pixels: int = MAX_PIXELS) -> Video:
     """Opens a video file.
 
     Args:
         file: a path, or the content of a file.
         backends: what may read it: ("decord", "pyav"), or ("pyav",) to leave decord out.
+        max_pixels: a file with larger frames is refused by its header.
 
     Raises:
-        UnreadableFileError: the file is missing, empty, not a video, or nothing in it can be decoded.
+        UnreadableFileError: the file is missing, empty, not a video, too large, or nothing in it can be decoded.
         ValueError: `backends` names something else, or leaves out PyAV, which lists the frames of every file.
         ImportError: PyAV is not installed.
     """
     check_backends(backends)
     source = file if isinstance(file, bytes) else Path(file)
-    return Video(source, scan_video(source), backends)
+    with refuse_broken():
+        return Video(source, scan_video(source, max_pixels), backends)
 
 
 def check_backends(backends: Sequence[str]) -> None:

@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from multicoca.modality import UnreadableFileError, require
+from multicoca.reading import UnreadableFileError, require
+from multicoca_video.display import Display, display_of, may_be_turned
 
 # Only containers. Without this list FFmpeg would also play playlists, which name other files and addresses.
+MAX_PIXELS = 8192 * 4320  # of a frame; the largest size that is broadcast
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,gif,flv,ogg,asf"
 
 
@@ -35,6 +37,8 @@ class Scan:
         container: FFmpeg's name of the file format, e.g. "matroska,webm".
         codec: FFmpeg's name of the coding, e.g. "h264".
         frame_bytes: size of one decoded RGB frame.
+        display: how stored frames become what a player shows.
+        num_streams: video streams of the file, cover pictures left out.
         unusual: what is odd about the file, empty when nothing is.
     """
 
@@ -44,29 +48,57 @@ class Scan:
     container: str
     codec: str
     frame_bytes: int
+    display: Display
+    num_streams: int
     unusual: str
 
 
-def scan_video(source: Path | bytes) -> Scan:
+@dataclass(frozen=True)
+class _Facts:
+    """What a file says about its stream as a whole."""
+
+    container: str
+    codec: str
+    frame_bytes: int
+    display: Display
+    num_streams: int
+
+
+def scan_video(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Scan:
     """Lists the frames of a video file.
 
     Raises:
-        UnreadableFileError: the file is missing, empty, not a video, or nothing in it can be decoded.
+        UnreadableFileError: the file is missing, empty, not a video, has larger frames than `max_pixels`, or nothing in
+            it can be decoded.
         ImportError: PyAV is not installed.
     """
     with opened(source) as (container, stream):
         packets, unusual = _packets(container, stream)
         if not packets:
             raise UnreadableFileError(f"{_name(source)} holds a video stream without any frame; it is cut off or empty")
-        facts = (container.format.name, stream.codec_context.name, *_size(stream))
+        facts = _facts(source, container, stream, max_pixels)
         unusual = unusual or _oddity(packets)
         if not unusual:
             return _scan_of_packets(packets, stream, facts)
     return _scan_of_frames(source, facts, unusual)
 
 
-def _size(stream: Any) -> tuple[int]:
-    return (3 * stream.codec_context.width * stream.codec_context.height,)
+def _facts(source: Path | bytes, container: Any, stream: Any, max_pixels: int) -> _Facts:
+    codec = stream.codec_context
+    display = Display(float(stream.sample_aspect_ratio or 1) or 1.0)
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        is_turned = may_be_turned(file, container.format.name)
+    if is_turned:
+        with opened(source) as again:
+            frame = next((frame for _, frame in timed_frames(*again, None, [])), None)
+        display = display if frame is None else display_of(frame, display.pixel_aspect)
+    width, height = display.size(codec.width, codec.height)
+    if max(width * height, codec.width * codec.height) > max_pixels:
+        raise UnreadableFileError(
+            f"its frames have {codec.width} x {codec.height} px, shown as {width} x {height}; at most {max_pixels} are "
+            "decoded. Raise the processor's max_pixels if the file is to be trusted"
+        )
+    return _Facts(container.format.name, codec.name, 3 * width * height, display, len(video_streams(container)))
 
 
 def _packets(container: Any, stream: Any) -> tuple[list[Any], str]:
@@ -98,15 +130,25 @@ def _oddity(packets: list[Any]) -> str:
     return ""
 
 
-def _scan_of_packets(packets: list[Any], stream: Any, facts: tuple[str, str, int]) -> Scan:
+def _scan_of_packets(packets: list[Any], stream: Any, facts: _Facts) -> Scan:
     packets = sorted(packets, key=lambda packet: packet.pts)
     start = packets[0].pts
     times = np.array([seconds(packet.pts - start, stream.time_base) for packet in packets])
     last = seconds(packets[-1].duration or 0, stream.time_base)
-    return Scan(times, _duration(times, last, stream.average_rate), start, *facts, "")
+    return Scan(
+        times,
+        _duration(times, last, stream.average_rate),
+        start,
+        facts.container,
+        facts.codec,
+        facts.frame_bytes,
+        facts.display,
+        facts.num_streams,
+        "",
+    )
 
 
-def _scan_of_frames(source: Path | bytes, facts: tuple[str, str, int], unusual: str) -> Scan:
+def _scan_of_frames(source: Path | bytes, facts: _Facts, unusual: str) -> Scan:
     """Decodes everything once, without keeping or converting a frame."""
     times, last, errors = [], 0.0, []
     start = None
@@ -123,7 +165,17 @@ def _scan_of_frames(source: Path | bytes, facts: tuple[str, str, int], unusual: 
     seen = np.array(times)
     if (np.diff(seen) <= 0).any():  # AVI with B-frames, for one, stores no usable times: spread the frames evenly
         seen = np.linspace(0, seen[-1] or (len(seen) - 1) / float(rate or 25), len(seen))
-    return Scan(seen, _duration(seen, last, rate), start, *facts, unusual)
+    return Scan(
+        seen,
+        _duration(seen, last, rate),
+        start,
+        facts.container,
+        facts.codec,
+        facts.frame_bytes,
+        facts.display,
+        facts.num_streams,
+        unusual,
+    )
 
 
 def _duration(times: np.ndarray, last: float, rate: Fraction | None) -> float:
@@ -191,6 +243,9 @@ def _decoded(stream: Any, packet: Any | None, errors: list[str]) -> list[Any]:
 def opened(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
     """Opens a file and gives (PyAV container, its video stream), decoding on one thread.
 
+    Of several video streams it is the one that FFmpeg takes for the best (av_find_best_stream): one that is marked as
+    the default first, then the one with the most frames and the highest bit rate.
+
     Raises:
         UnreadableFileError: the file is missing, empty or not a video; the message is the reason.
         ImportError: PyAV is not installed.
@@ -206,17 +261,23 @@ def opened(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
     except (av.FFmpegError, OSError) as error:
         raise UnreadableFileError(f"{_name(source)} is not a video that FFmpeg can open: {error}") from error
     with container:
-        pictures = av.stream.Disposition.attached_pic
-        streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+        streams = video_streams(container)
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise UnreadableFileError(f"{_name(source)} holds no video stream, only {kinds}")
-        stream = streams[0]
+        best = container.streams.best("video")
+        stream = best if best in streams else streams[0]
         if stream.codec_context is None:
             raise UnreadableFileError(f"{_name(source)} is coded in a way that FFmpeg does not know")
         stream.thread_type = "SLICE"  # frame threads would delay every frame, and data workers share the cores
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def video_streams(container: Any) -> list[Any]:
+    """Returns the video streams of a PyAV container, cover pictures left out."""
+    pictures = require("av", "video").stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & pictures]
 
 
 def _refuse_what_is_no_video(source: Path | bytes) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from multicoca_image import ImageProcessor
-from PIL import Image
+from multicoca_image.decoding import decode_image
+from PIL import Image, PngImagePlugin
 
 from multicoca.modality import UnreadableFileError
 
+MAX_PIXELS = 10**8
 PROCESSOR = ImageProcessor(size_px=32)
 
 
@@ -207,3 +209,101 @@ def test_empty_foreign_and_missing_files_say_so(tmp_path: Path):
 
 def test_a_processor_survives_pickling():
     assert pickle.loads(pickle.dumps(PROCESSOR)) == PROCESSOR
+
+
+CASES = Path(__file__).parent.parent / "cases"
+
+
+def squares() -> Image.Image:
+    """A picture of 64 px like those of the cases: 8 x 8 squares."""
+    rng = np.random.default_rng(0)
+    return Image.fromarray(np.kron(rng.integers(0, 256, (12, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8))
+
+
+def test_a_bmp_whose_alpha_is_zero_everywhere_is_opaque():
+    picture = np.asarray(decode_image((CASES / "bmp32_alpha0_v5.bmp").read_bytes(), MAX_PIXELS))
+    with Image.open(CASES / "bmp32_alpha0_v5.bmp") as image:
+        stored = np.asarray(image.convert("RGBA"))
+    assert not stored[..., 3].any()
+    np.testing.assert_array_equal(picture, stored[..., :3])
+    assert picture.std() > 50
+
+
+def test_a_png_with_large_text_is_the_same_picture_without_it():
+    data = (CASES / "png_ztxt_big.png").read_bytes()
+    with pytest.raises(ValueError, match=r"[Dd]ecompress"):
+        PngImagePlugin.PngImageFile(io.BytesIO(data)).load()
+    same = np.asarray(decode_image((CASES / "bmp32_alpha0_v5.bmp").read_bytes(), MAX_PIXELS))
+    np.testing.assert_array_equal(np.asarray(decode_image(data, MAX_PIXELS)), same)
+
+
+def chunk(name: bytes, content: bytes, is_sound: bool = True) -> bytes:
+    crc = zlib.crc32(name + content) ^ (not is_sound)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        chunk(b"tEXt", b"Comment\0text", is_sound=False),
+        chunk(b"iCCP", b"name\0\0no profile"),
+        chunk(b"zTXt", b"key\0\0no zlib"),
+        chunk(b"iTXt", b"key\0\1\0\0\0" + zlib.compress(bytes(80 * 2**20))),
+        chunk(b"gAMA", b""),
+        chunk(b"pHYs", b"1"),
+    ],
+)
+def test_damaged_chunks_beside_the_pixels_of_a_png_do_not_matter(odd):
+    whole = encode(squares(), "PNG")
+    data = whole[:33] + odd + whole[33:]  # behind the header
+    np.testing.assert_array_equal(np.asarray(decode_image(data, MAX_PIXELS)), np.asarray(squares()))
+
+
+def test_the_transparency_of_a_png_with_a_damaged_chunk_stays():
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    whole = encode(picture, "PNG", transparency=1)
+    data = whole[:33] + chunk(b"tEXt", b"a\0b", is_sound=False) + whole[33:]
+    np.testing.assert_array_equal(np.asarray(decode_image(data, MAX_PIXELS)), 255)  # over white
+
+
+def test_a_png_is_read_without_its_end_only_where_all_of_it_is_there():
+    whole = encode(squares(), "PNG")
+    accepted = 0
+    for cut in range(1, len(whole) - 40, 3):
+        try:
+            picture = np.asarray(decode_image(whole[:-cut], MAX_PIXELS))
+        except UnreadableFileError:
+            continue
+        accepted += 1
+        np.testing.assert_array_equal(picture, np.asarray(squares()))
+    assert 4 <= accepted <= 8  # the end, and the checksums before it
+
+
+def test_a_jpeg_without_its_end_marker_is_read():
+    data = (CASES / "jpg_no_eoi.jpg").read_bytes()
+    whole = np.asarray(Image.open(io.BytesIO(data + b"\xff\xd9")))
+    np.testing.assert_array_equal(np.asarray(decode_image(data, MAX_PIXELS)), whole)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}, {"restart_marker_rows": 1}]
+)
+def test_a_jpeg_is_read_without_its_end_only_where_all_of_it_is_there(options):
+    whole = encode(squares(), "JPEG", **options)
+    expected = np.asarray(decode_image(whole, MAX_PIXELS))
+    accepted = []
+    for cut in (*range(1, 60), *range(60, len(whole) - 300, 37)):
+        try:
+            picture = np.asarray(decode_image(whole[:-cut], MAX_PIXELS))
+        except UnreadableFileError:
+            continue
+        accepted.append(cut)
+        np.testing.assert_array_equal(picture, expected)
+    assert {1, 2} <= set(accepted) <= {1, 2, 3}  # the marker, and at most the padding before it
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_frame_larger_than_its_gif_says_is_refused():
+    with pytest.raises(UnreadableFileError, match="broken GIF file"):
+        decode_image((CASES / "hostile" / "bomb_inner_frame.gif").read_bytes(), MAX_PIXELS)
