@@ -115,7 +115,7 @@ def test_what_cannot_be_written_is_named(own, shards):
     assert {line["file"]: line["reason"] for line in ledger} == {
         **{f"{own}/gone {n}.jpg": f"the file does not exist (metadata.jsonl, line {13 + n})" for n in range(10)},
         f"{own}/image 4.JPG": "its key 'image 0.JPG' occurs twice, first in line 1; keys must be unique "
-        "(metadata.jsonl, line ...)",
+        "(metadata.jsonl, line 23)",
     }
     assert f"12 items in {len(list(folder.glob('*.tar')))} shards" in output
     assert f"11 items cannot be used and were left out; {folder}/ledger.jsonl" in output
