@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from multicoca.modality import UnreadableFileError
-from multicoca.reading import refuse_broken
+from multicoca.reading import describe, refuse_broken
 
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
 _SPLITS = {
@@ -31,8 +31,10 @@ def parse_json(text: str) -> Any:
     Raises:
         UnreadableFileError: it is no JSON, nested too deeply, or holds a number with too many digits.
     """
-    with refuse_broken():
+    try:
         value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFileError(describe(error)) from error
     if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(value, _DEEPEST):
         raise UnreadableFileError(f"it is nested more than {_DEEPEST} levels deep")
     return value

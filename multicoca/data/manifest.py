@@ -31,6 +31,7 @@ _ONE_OF_EACH = (("image", "image_path"), ("video", "video_path"))  # a line that
 _COLUMNS = {"file_name": FILE_COLUMNS, "text": TEXT_COLUMNS} | {
     name: (name,) for name in ("label", "split", "modality", "key")
 }
+_KNOWN = {name: (known, place) for known, names in _COLUMNS.items() for place, name in enumerate(names)}
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}  # spreadsheets of many countries write semicolons into .csv
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
           codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
@@ -117,32 +118,29 @@ def _json_line(number: int, text: str) -> Line:
 
 def _named(number: int, record: Mapping[str, Any]) -> Line:
     """Sorts what a line says by the names that count."""
-    by_name: dict[str, str] = {}
-    for name in record:
-        by_name.setdefault(name.strip().lower(), name)
-    values: dict[str, Any] = {}
-    used: dict[str, str] = {}
-    for known, names in _COLUMNS.items():
-        for name in names:
-            if name in by_name and record[by_name[name]] not in (None, ""):
-                values[known], used[known] = record[by_name[name]], name
-                break
-    extra = {name: value for name, value in record.items() if name.strip().lower() not in (*used.values(), *_COLUMNS)}
+    chosen: dict[str, tuple[int, str]] = {}
+    for name, value in record.items():
+        known, place = _KNOWN.get(name) or _KNOWN.get(name.strip().lower()) or ("", 0)
+        if known and value not in (None, "") and (known not in chosen or place < chosen[known][0]):
+            chosen[known] = place, name
+    values = {known: record[name] for known, (_, name) in chosen.items()}
+    used = {name for _, name in chosen.values()}
+    extra = {name: value for name, value in record.items() if name not in used and name not in _COLUMNS}
     if "file_name" not in values:
         has = shorten(list(record), 200)
         reason = f"it names no file; its fields are {has}, expected one of {', '.join(FILE_COLUMNS)}"
     else:
-        reason = _second_file(used["file_name"], values["file_name"], by_name, record)
+        reason = _second_file(chosen["file_name"][1], values["file_name"], extra)
     return Line(number, values, extra, reason)
 
 
-def _second_file(used: str, file: Any, by_name: Mapping[str, str], record: Mapping[str, Any]) -> str:
+def _second_file(used: str, file: Any, extra: Mapping[str, Any]) -> str:
     """Says that a line names a picture and a video, or ""."""
-    own = next((group for group in _ONE_OF_EACH if used in group), None)
+    own = next((group for group in _ONE_OF_EACH if used.strip().lower() in group), None)
     if own is not None:
-        for name in chain.from_iterable(group for group in _ONE_OF_EACH if group is not own):
-            other = record[by_name[name]] if name in by_name else None
-            if other not in (None, "", file):
+        others = {name for group in _ONE_OF_EACH if group is not own for name in group}
+        for name, other in extra.items():
+            if name.strip().lower() in others and other not in (None, "", file):
                 return f"it names two files, {used} {shorten(file)} and {name} {shorten(other)}; give each its own line"
     return ""
 

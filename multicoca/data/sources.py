@@ -267,5 +267,5 @@ def _missing(file: Path) -> str:
 
 def modality_by_suffix(name: str, processors: Mapping[str, Processor]) -> str:
     """Returns the first modality that reads a file of this name, or ""."""
-    suffix = Path(name).suffix.lower()
+    suffix = os.path.splitext(name)[1].lower()
     return next((modality for modality, processor in processors.items() if suffix in processor.suffixes), "")

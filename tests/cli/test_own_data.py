@@ -60,7 +60,9 @@ def test_a_run_says_what_it_leaves_aside_and_evaluates_each_figure_on_what_has_i
     label = found["zero_shot"]["label"]
     assert (label["used"], label["listed"], label["chance"]) == (7, 7, 0.5)
     assert results["broken_items"] == 0
-    assert (own.parent / "runs" / "own" / "report.html").is_file()
+    report = (own.parent / "runs" / "own" / "report.html").read_text("utf-8")
+    assert "Only 4 of the 7 items have captions; finding and writing captions use these alone." in report
+    assert "validation for image, which has no test split" in report
 
 
 def test_a_modality_with_labels_alone_is_refused_with_the_reason(tmp_path):
