@@ -12,6 +12,7 @@ import codecs
 import csv
 import io
 import tokenize
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -77,7 +78,7 @@ def _text_lines(manifest: Path, newline: str) -> Iterator[str]:
     with manifest.open("rb") as file:
         head = file.read(4)
     encoding = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
-    if encoding == "utf-8-sig" and b"\0" in head:
+    if encoding == "utf-8-sig" and head.count(0) > 1:
         raise ValueError(f"{manifest} is not UTF-8, it looks like UTF-16; save it as UTF-8")
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     with manifest.open(encoding=encoding, errors=errors, newline=newline) as file:
@@ -119,13 +120,16 @@ def _json_line(number: int, text: str) -> Line:
 def _named(number: int, record: Mapping[str, Any]) -> Line:
     """Sorts what a line says by the names that count."""
     chosen: dict[str, tuple[int, str]] = {}
+    empty: set[str] = set()
     for name, value in record.items():
         known, place = _KNOWN.get(name) or _KNOWN.get(name.strip().lower()) or ("", 0)
-        if known and value not in (None, "") and (known not in chosen or place < chosen[known][0]):
+        if known and value in (None, ""):
+            empty.add(name)
+        elif known and (known not in chosen or place < chosen[known][0]):
             chosen[known] = place, name
     values = {known: record[name] for known, (_, name) in chosen.items()}
-    used = {name for _, name in chosen.values()}
-    extra = {name: value for name, value in record.items() if name not in used and name not in _COLUMNS}
+    used = {name for _, name in chosen.values()} | empty
+    extra = {name: value for name, value in record.items() if name not in used}
     if "file_name" not in values:
         has = shorten(list(record), 200)
         reason = f"it names no file; its fields are {has}, expected one of {', '.join(FILE_COLUMNS)}"
@@ -152,7 +156,7 @@ def _table(manifest: Path) -> Iterator[Line]:
     head = next((line for line in lines if line.strip()), "")
     before = len(recent) - 1
     delimiter = _delimiter(head, _DELIMITERS[manifest.suffix.lower()])
-    reader = csv.reader(chain([head] if head else [], lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([head] if head else [], lines), delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
@@ -257,7 +261,8 @@ def _listed(cell: str) -> str | list[str]:
     except UnreadableFileError:
         pass
     try:
-        with refuse_broken():
+        with refuse_broken(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's, about a backslash in a caption
             tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
             strings = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
             others = {token.string for token in tokens if token.type in (tokenize.OP, tokenize.NAME, tokenize.NUMBER)}

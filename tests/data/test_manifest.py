@@ -1,6 +1,7 @@
 """Manifests: a line is read whole or refused with its number, whatever names, encodings and quotes people use."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_of_several_names_the_first_that_is_not_empty_counts_and_the_rest_is_kep
         ('file_name,text\n000.jpg,"first line\nsecond line"\n', "first line\nsecond line"),
         ('file_name,text\n000.jpg,"first, a line\r\n\r\nthird, of three"\r\n', "first, a line\r\n\r\nthird, of three"),
         ('file_name,text\n000.jpg,"a ""b"" c"\n', 'a "b" c'),
+        ('file_name, text\n000.jpg, "one, two"\n', "one, two"),
         ('file_name,text\n000.jpg,a "b" c\n', 'a "b" c'),
         ("\n\nfile_name,text\n\n000.jpg,a\n,\n", "a"),
         (",file_name,text\n0,000.jpg,a\n", "a"),
@@ -307,3 +309,24 @@ def test_labels_without_captions_are_items_that_only_training_leaves_out(tmp_pat
     assert [item.key for item in listing.with_captions("train")["image"]] == ["001.jpg"]
     assert [problem.key for problem in listing.problems] == ["002.jpg"]
     assert len(listed(tmp_path, "image,label\n000.jpg,cube\n").of("train")["image"]) == 1
+
+
+@pytest.mark.parametrize("name", ["meta_csv_list_literal.csv", "meta_split_val.jsonl"])
+def test_a_changed_manifest_gives_items_and_problems_or_is_refused(tmp_path, name):
+    content, draw, refused = (CASES / name).read_bytes(), random.Random(0), []
+    for _ in range(200):
+        changed = bytearray(content)
+        for _ in range(draw.choice((1, 3, 30))):
+            changed[draw.randrange(len(content))] = draw.choice((0, 10, 34, 39, 44, 92, 255, draw.randrange(256)))
+        try:
+            listing = listed(
+                tmp_path, bytes(changed[: draw.choice((len(content), draw.randrange(len(content))))]), name
+            )
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        found = sum(len(items) for by_modality in listing.splits.values() for items in by_modality.values())
+        assert found + len(listing.problems) == sum(sum(counts.values()) for counts in listing.listed.values())
+        assert len({(problem.file, problem.key) for problem in listing.problems}) == len(listing.problems)
+    assert all(name in message for message in refused)
+    assert (len(refused) > 0) == name.endswith("csv")

@@ -123,6 +123,18 @@ def test_the_ledger_names_each_file_once_also_after_a_restart(tmp_path):
     assert [json.loads(line)["reason"] for line in file.read_text().splitlines()] == ["why"]
 
 
+def test_a_problem_can_be_printed_whatever_a_file_is_called(tmp_path):
+    problem = Problem("caf\udce9", "\ud800", "a\udcff", "\ud800", "\udce9")
+    assert (problem.key, problem.file, problem.reason) == ("caf\\xe9", "\\ud800", "a\\xff")
+    (problem.split + problem.modality).encode()
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    (found,) = (
+        Folder(write(folder, [{"file_name": "x.num", "text": "a", "exists": False}])).list_items(PROCESSORS, 0).problems
+    )
+    assert found.file == f"{tmp_path}/caf\\xe9/x.num"
+
+
 def test_too_many_broken_files_stop_the_run(tmp_path):
     share = BrokenShare({"numbers": 10}, 0.2, tmp_path / "ledger.jsonl")
     share.add("numbers", ["a", "b"])
