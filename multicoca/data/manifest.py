@@ -103,12 +103,10 @@ def _not_utf_8(text: str) -> str:
 def _json_line(number: int, text: str) -> Line:
     reason = _not_utf_8(text)
     if reason:
-        text, reason = (
-            text.encode(errors="surrogateescape").decode(errors="replace"),
-            f"the line is not UTF-8: {reason}",
-        )
+        reason = f"the line is not UTF-8: {reason}"
+        text = text.encode(errors="surrogateescape").decode(errors="replace")
     try:
-        record = parse_json(text)
+        record = parse_json(text.strip())
     except UnreadableFileError as error:
         return Line(number, reason=reason or f"the line is not a JSON object with a file_name: {error}")
     if not isinstance(record, dict):
