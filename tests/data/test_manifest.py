@@ -22,8 +22,9 @@ class Pictures(Numbers):
 
 def listed(folder: Path, content: bytes | str, name: str = "metadata.csv", share: float = 0.0) -> Listing:
     """Lists a manifest beside 24 files."""
-    for file in NAMES:
-        (folder / file).write_text("1")
+    if not (folder / NAMES[-1]).exists():
+        for file in NAMES:
+            (folder / file).write_text("1")
     (folder / name).write_bytes(content.encode(errors="surrogatepass") if isinstance(content, str) else content)
     return Folder(folder / name, share).list_items({"image": Pictures()}, 0)
 
