@@ -213,12 +213,20 @@ def _coverage(modalities: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def _captioned(found: Mapping[str, Any]) -> str:
+    """Says that some items have no captions, or ""."""
+    used, captioned = found.get("used"), (found.get("captioning") or {}).get("used")
+    if not is_number(used) or not is_number(captioned) or captioned >= used:
+        return ""
+    return f"Only {captioned} of the {used} items have captions; finding and writing captions use these alone."
+
+
 def _footnotes(modalities: Mapping[str, Mapping[str, Any]]) -> str:
     by_text: dict[str, list[str]] = {}
     for name, found in modalities.items():
         protocol = (found.get("retrieval") or {}).get("protocol")
         notes = (found.get("captioning") or {}).get("notes") or []
-        for text in [f"Finding: {protocol}." if protocol else "", *map(str, notes)]:
+        for text in [f"Finding: {protocol}." if protocol else "", _captioned(found), *map(str, notes)]:
             if text:
                 by_text.setdefault(text, []).append(name)
     everywhere = len(modalities)

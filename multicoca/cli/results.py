@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.cli.report import CaptionExample, Report, RetrievalExample, write_report
 from multicoca.config import Config, to_yaml
+from multicoca.data.fields import TEST
 from multicoca.data.sample import Item
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.shapes import all_references, scene_judge
@@ -37,7 +38,7 @@ def log_answers(
             writer.add_image(tag, np.asarray(processors[modality].thumbnail(raw)), step, dataformats="HWC")
             if isinstance(processors[modality], TensorBoardViewer):
                 processors[modality].show(writer, f"{tag}/full", raw, step)
-        rows = [f"| {item.texts[0]} | {caption} |" for item, caption in zip(own.items, own.captions, strict=True)]
+        rows = [f"| {_reference(item)} | {caption} |" for item, caption in zip(own.items, own.captions, strict=True)]
         table = "\n".join(["| reference | written |", "|---|---|", *rows[:_TENSORBOARD_EXAMPLES]])
         writer.add_text(f"captions/{modality}", table, step)
 
@@ -50,6 +51,8 @@ def summary(results: Mapping[str, Any]) -> str:
         lines.append(f"{modality:<10}" + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     for way, found in results.get("across", {}).items():
         lines.append(f"{way:<20}R@1 {found['recall@1']:.3f}")
+    if "split" in results.get("protocol", {}) and results["protocol"]["split"] != TEST:
+        lines.append(f"evaluated on the split {results['protocol']['split']}")
     seconds = results.get("seconds", {})
     if seconds:
         lines.append("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
@@ -64,7 +67,12 @@ def model_card(config: Config, results: Mapping[str, Any]) -> str:
     lines += [f"- {modality}" for modality in config.modalities]
     lines += ["", "```python", "import multicoca", 'model = multicoca.load("this folder")', "```", ""]
     for modality, found in results.get("modalities", {}).items():
-        lines += [f"## {modality}: {found['used']} of {found['listed']} test items", "", "| | |", "|---|---|"]
+        lines += [
+            f"## {modality}: {found['used']} of {found['listed']} {found.get('split', TEST)} items",
+            "",
+            "| | |",
+            "|---|---|",
+        ]
         lines += [f"| {name} | {value:.3f} |" for name, value in _figures(found)] + [""]
     if "protocol" in results:
         lines += ["## Protocol", ""] + [f"- {name}: {value}" for name, value in results["protocol"].items()]
@@ -155,7 +163,8 @@ def _caption_examples(bundle: Bundle, modality: str, answers: Answers) -> list[C
     """Picks the worst captions and some right ones."""
     judge = scene_judge(answers.items, bundle.processors[modality])
     rows = []
-    for item, caption in zip(answers.items, answers.captions, strict=True):
+    for index in answers.captioned():
+        item, caption = answers.items[index], answers.captions[index]
         if judge is None:
             rows.append((item, caption, caption in {text.lower() for text in item.texts}, None))
         else:
@@ -172,7 +181,9 @@ def _caption_examples(bundle: Bundle, modality: str, answers: Answers) -> list[C
 
 def _text_retrievals(bundle: Bundle, modality: str, answers: Answers, seed: int) -> list[RetrievalExample]:
     """Asks with each item's first caption; the worst answers come first."""
-    chosen = _distinct(answers, seed)
+    chosen = [index for index in _distinct(answers, seed) if answers.items[index].texts]
+    if not chosen:
+        return []
     texts = [answers.items[index].texts[0] for index in chosen]
     similarity = bundle.embed_text(texts) @ answers.embeddings[chosen].T
     items = [(modality, answers.items[index]) for index in chosen]
@@ -196,7 +207,7 @@ def _across_retrievals(
     items = [(second, answers[second].items[b]) for _, b in pairs]
     return [
         RetrievalExample(
-            query=answers[first].items[pairs[row][0]].texts[0],
+            query=_reference(answers[first].items[pairs[row][0]]),
             results=_top(bundle, similarity[row], items, row),
             rank=rank,
             query_thumbnail=_thumbnail(answers[first].items[pairs[row][0]], bundle.processors[first]),
@@ -208,7 +219,12 @@ def _across_retrievals(
 def _distinct(answers: Answers, seed: int) -> list[int]:
     """Returns items without common first captions, in a drawn order."""
     order = np.random.default_rng(seed).permutation(len(answers.items)).tolist()
-    return list({answers.items[index].texts[0]: index for index in reversed(order)}.values())
+    return list({answers.items[index].texts[:1] or index: index for index in reversed(order)}.values())
+
+
+def _reference(item: Item) -> str:
+    """Returns an item's first caption, or its label where it has none."""
+    return item.texts[0] if item.texts else f"(no caption; label: {item.label})"
 
 
 def _worst_and_best(similarity: torch.Tensor, count: int) -> list[tuple[int, float]]:
@@ -225,6 +241,6 @@ def _top(
     """Returns the five nearest items as (thumbnail, caption, whether it is the right one)."""
     nearest = similarity.topk(min(_TOP, len(items))).indices.tolist()
     return [
-        (_thumbnail(items[index][1], bundle.processors[items[index][0]]), items[index][1].texts[0], index == right)
+        (_thumbnail(items[index][1], bundle.processors[items[index][0]]), _reference(items[index][1]), index == right)
         for index in nearest
     ]

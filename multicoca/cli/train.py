@@ -35,11 +35,12 @@ from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, usable_workers
 from multicoca.data.sample import UnfilledBatchError
 from multicoca.data.sources import Listing
+from multicoca.data.splits import evaluation_splits, left_aside, training_items
 from multicoca.distributed.collectives import rank, rank_0_first, wait_for_all, world_size
 from multicoca.distributed.launch import available_cores, is_first, is_launched, local_processes, run_processes
 from multicoca.distributed.setup import distributed, training_device
 from multicoca.eval.evaluator import Answers
-from multicoca.eval.suite import TEST, evaluate, probe
+from multicoca.eval.suite import evaluate, probe
 from multicoca.files import write_text
 from multicoca.isolated import set_decode_timeout
 from multicoca.modality import Processor
@@ -133,14 +134,15 @@ def _train_run(config: Config, folder: Path, device: torch.device) -> _Run:
     set_decode_timeout(config.data.decode_timeout_s)
     processors = build_processors(config.modalities)
     listing = list_items(config, processors)
+    ledger = Ledger(folder / "ledger.jsonl")
+    problems = ledger.add(listing.problems) if rank() == 0 else []
+    training_items(listing, processors)  # a modality that has none is an error at once
     tokenizer = _tokenizer(config, folder, listing)
     bundle = build_bundle(config, tokenizer)
     new = [] if config.start_from is None else start_from(bundle.network, local_folder(config.start_from))
     bundle.network.to(device)
-    ledger = Ledger(folder / "ledger.jsonl")
     data_s = time.perf_counter() - started
     if rank() == 0:
-        problems = ledger.add(listing.problems)
         _announce(folder, bundle, listing, device, len(problems))
         if config.start_from is not None:
             parts = sorted({".".join(name.split(".")[:2]) for name in new})
@@ -176,10 +178,16 @@ def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
 
 def _announce(folder: Path, bundle: Bundle, listing: Listing, device: torch.device, num_problems: int) -> None:
     parameters = sum(parameter.numel() for parameter in bundle.network.parameters())
-    counts = ", ".join(f"{len(items)} {modality}" for modality, items in listing.of("train").items())
-    tests = ", ".join(f"{len(items)} {modality}" for modality, items in listing.of(TEST).items()) or "none"
+    modalities = list(bundle.processors)
+    counts = ", ".join(f"{len(items)} {name}" for name, items in training_items(listing, modalities).items())
+    tests: dict[str, list[str]] = {}
+    for modality, split in evaluation_splits(listing, modalities).items():
+        tests.setdefault(split, []).append(f"{len(listing.of(split).get(modality, ()))} {modality}")
+    shown = "; ".join(f"{split} items: {', '.join(own)}" for split, own in tests.items()) or "test items: none"
     print(f"run: {folder}; device: {device}, {world_size()} process(es), {torch.get_num_threads()} threads")
-    print(f"model: {parameters / 1e6:.2f}M parameters; training items: {counts}; test items: {tests}")
+    print(f"model: {parameters / 1e6:.2f}M parameters; training items: {counts}; {shown}")
+    for line in left_aside(listing, modalities):
+        print(line)
     if num_problems:
         print(f"{num_problems} items cannot be used; {folder / 'ledger.jsonl'} names each with its reason")
     sys.stdout.flush()
@@ -191,7 +199,7 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
     for modality in bundle.processors:
         broken.add(modality, (key for name, key in known if name == modality))
     steps = Steps(
-        listing.of("train"),
+        training_items(listing, bundle.processors),
         bundle.processors,
         bundle.tokenizer,
         config.data.batch_size,
@@ -200,7 +208,12 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
         world_size(),
         config.data,
     )
-    probed = {name: items[: config.evaluation.probe_items] for name, items in listing.of(TEST).items()}
+    splits = evaluation_splits(listing, bundle.processors)
+    probed = {
+        name: listing.of(split)[name][: config.evaluation.probe_items]
+        for name, split in splits.items()
+        if name in listing.of(split)
+    }
 
     def evaluate_now(step: int, writer: SummaryWriter, weights: dict[str, Tensor] | None) -> None:
         usable = _usable(config, bundle, weights)
@@ -250,7 +263,7 @@ def _finish(config: Config, run: _Run, command: str) -> None:
     started = time.perf_counter()
     results: dict[str, Any] = {}
     answers: dict[str, Answers] = {}
-    if run.listing.of(TEST):
+    if evaluation_splits(run.listing, bundle.processors):
         workers = usable_workers(config.data.workers, available_cores() - 1)
         results, answers, problems = evaluate(bundle, run.listing, config.evaluation, config.seed, workers)
         run.ledger.add(problems)

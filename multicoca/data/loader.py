@@ -91,6 +91,7 @@ class Steps(Dataset):
         for slot in slots:
             place, sample = self._filled(order, processor, batch, slot, problems)
             item = order.item(place)
+            assert item.texts, f"item {item.key} has no caption; `training_items` leaves such items out"
             keys.append(item.key)
             samples.append(sample)
             chosen = keyed_number(self.seed, place.epoch, modality, item.key, "text") % len(item.texts)

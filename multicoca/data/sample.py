@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multicoca.data.fields import printable
 from multicoca.data.storage import Member
 from multicoca.modality import Processor, UnreadableFileError
 from multicoca.reading import refuse_broken
@@ -72,13 +73,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why an item cannot be used: a line of the ledger."""
+    """Why an item cannot be used: a line of the ledger. All of it can be printed, whatever a file is called."""
 
     key: str
     file: str
     reason: str
     split: str = ""
     modality: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("key", "file", "reason", "split", "modality"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 class UnfilledBatchError(ValueError):

@@ -22,13 +22,14 @@ import numpy as np
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from multicoca.data.fields import printable
 from multicoca.data.order import keyed_number
 from multicoca.data.shard_scan import Sample, scan_shard
 from multicoca.data.storage import Member, local_path, stamp
 from multicoca.distributed.launch import available_cores
 from multicoca.files import written_aside
 
-_FORMAT = "1"  # raise it when the arrays change, so that old indexes are built anew
+_FORMAT = "2"  # raise it when the arrays change, so that old indexes are built anew
 _TYPES = {"U8": np.uint8, "U32": np.uint32, "U64": np.uint64}
 _REMOTE_THREADS = 16
 
@@ -41,10 +42,10 @@ class ShardIndex:
         shard: path or URL of its shard.
 
     Attributes:
-        arrays: by name: `hash`, `split`, `modality` of samples, `sample`, `suffix`, `offset`,
+        arrays: by name: `hash`, `split`, `modality`, `captions` (how many) of samples, `sample`, `suffix`, `offset`,
             `size` of media, and more.
         about: "suffixes", "splits" and "modalities", which the arrays number; "problems" of the shard; "reasons" why
-            samples cannot be used, by number.
+            samples cannot be used and "extents" of media that are sparse files, by number.
         stamp: of the shard that was indexed.
 
     Raises:
@@ -78,7 +79,8 @@ class ShardIndex:
         arrays = self.arrays
         base = self._base(int(arrays["sample"][row]))
         name = f"{base}.{self.about['suffixes'][arrays['suffix'][row]]}"
-        return Member(self.shard, name, int(arrays["offset"][row]), int(arrays["size"][row]))
+        extents = tuple((place, size) for place, size in self.about["extents"].get(str(row), ()))
+        return Member(self.shard, name, int(arrays["offset"][row]), int(arrays["size"][row]), extents)
 
     def described(self, sample: int) -> Member | None:
         """Returns the place of a sample's .json, or None when it has none."""
@@ -87,7 +89,7 @@ class ShardIndex:
         return Member(self.shard, f"{self._base(sample)}.json", offset, size) if size else None
 
     def _base(self, sample: int) -> str:
-        return self._stretch("bases", sample).decode(errors="surrogateescape")
+        return self._stretch("bases", sample).decode()
 
     def _stretch(self, name: str, number: int) -> bytes:
         ends = self.arrays[f"{name}_ends"]
@@ -132,8 +134,7 @@ def index_shards(shards: Sequence[str]) -> list[Path]:
 
 def item_key(shard: str, sample: Sample) -> str:
     """Returns the `key` of a sample's .json, which img2dataset makes unique over all shards, or SHARD/KEY."""
-    given = sample.about.get("key")
-    return str(given).encode(errors="replace").decode() if given else f"{PurePosixPath(shard).stem}/{sample.base}"
+    return sample.key or printable(f"{PurePosixPath(shard).stem}/{sample.base}")
 
 
 def _executor(shards: Sequence[str]) -> Executor:
@@ -204,8 +205,8 @@ def _arrays(shard: str, samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray
     """Returns (arrays, about), see `ShardIndex`."""
     media = [(row, extension, member) for row, s in enumerate(samples) for extension, member in s.media.items()]
     suffixes, suffix = _numbered([extension for _, extension, _ in media])
-    splits, split = _numbered([str(s.about.get("split") or "") for s in samples])
-    modalities, modality = _numbered([str(s.about.get("modality") or "") for s in samples])
+    splits, split = _numbered([s.split for s in samples])
+    modalities, modality = _numbered([s.modality for s in samples])
     keys = [item_key(shard, sample) for sample in samples]
     records = [
         {"key": key, "texts": sample.texts, "label": sample.label} for key, sample in zip(keys, samples, strict=True)
@@ -214,6 +215,7 @@ def _arrays(shard: str, samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray
         "hash": np.array([keyed_number("split", key) for key in keys], np.uint64),
         "split": split,
         "modality": modality,
+        "captions": np.array([len(s.texts) for s in samples], np.uint32),
         "json_offset": np.array([s.json.offset if s.json else 0 for s in samples], np.uint64),
         "json_size": np.array([s.json.size if s.json else 0 for s in samples], np.uint32),
         "sample": np.array([row for row, _, _ in media], np.uint32),
@@ -221,10 +223,12 @@ def _arrays(shard: str, samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray
         "offset": np.array([member.offset for _, _, member in media], np.uint64),
         "size": np.array([member.size for _, _, member in media], np.uint64),
     }
-    arrays |= _joined("bases", [sample.base.encode(errors="surrogateescape") for sample in samples])
+    arrays |= _joined("bases", [sample.base.encode() for sample in samples])
     arrays |= _joined("records", [json.dumps(record, ensure_ascii=False).encode() for record in records])
     reasons = {row: sample.reason for row, sample in enumerate(samples) if sample.reason}
-    return arrays, {"suffixes": suffixes, "splits": splits, "modalities": modalities, "reasons": reasons}
+    extents = {row: member.extents for row, (_, _, member) in enumerate(media) if member.extents}
+    about = {"suffixes": suffixes, "splits": splits, "modalities": modalities, "reasons": reasons, "extents": extents}
+    return arrays, about
 
 
 def _numbered(words: Sequence[str]) -> tuple[list[str], np.ndarray]:

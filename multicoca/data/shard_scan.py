@@ -1,26 +1,68 @@
 """Reads a tar of img2dataset's and video2dataset's form once: which samples it holds, where, and what is wrong.
 
-Members with the same name up to the first dot of the last part are one sample, as in WebDataset: `.txt`, `.json` and
-`.cls` say something about it, all others may be media. A tar that is cut short gives all that is whole in it.
+Members with the same name up to the first dot of the last part are one sample, as in WebDataset, wherever they lie in
+the tar: `.txt`, `.json` and `.cls` say something about it, all others may be media. What a file is, its last ending
+says, in upper or lower case. A tar that is cut short gives all that is whole in it.
 """
 
 from __future__ import annotations
 
 import io
-import json
+import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import fsspec
 
+from multicoca.data.fields import captions, decode_text, parse_json, printable, split_name, word
 from multicoca.data.storage import Member, local_path
+from multicoca.modality import UnreadableFileError
+from multicoca.reading import refuse_broken
 
 TEXT_KEYS = ("caption", "captions", "text", "texts")
-_SAID = ("txt", "json", "cls")
+_DESCRIBING = ("txt", "json", "cls")
+_LARGEST_DESCRIPTION = 1 << 24  # bytes; it is read whole
 _BLOCK = 512  # of a tar; it ends with two blocks of zeros
-_BROKEN = (tarfile.TarError, OSError, ValueError, EOFError)
+_MOST_HOLES = 1 << 26  # bytes that a sparse file may have beyond what is stored of it
+_LINKS = 40  # that follow one another, as in Linux
+
+
+@dataclass
+class Part:
+    """A member of a tar that belongs to a sample.
+
+    Attributes:
+        member: where it lies.
+        base: its name up to the first dot.
+        ending: what follows that dot.
+        content: of a description.
+        link: the name of the member that it stands for, or "".
+        reason: why it cannot be used, or "".
+    """
+
+    member: Member
+    base: str = ""
+    ending: str = ""
+    content: bytes | None = None
+    link: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        folder, slash, name = self.member.name.rpartition("/")
+        stem, dot, self.ending = name.partition(".")
+        self.base = folder + slash + stem if stem and dot else ""  # hidden files and others belong to no sample
+
+    @property
+    def kind(self) -> str:
+        """The last ending, in lower case."""
+        return self.ending.rpartition(".")[2].lower()
+
+    @property
+    def middle(self) -> str:
+        """What stands between the first dot and the last ending, often nothing."""
+        return self.ending.rpartition(".")[0]
 
 
 @dataclass
@@ -29,20 +71,24 @@ class Sample:
 
     Attributes:
         base: what the members' names have in common.
-        media: members that may be media, by extension without the first dot.
+        media: members that may be media, by what follows `base` and a dot.
         texts: its captions.
-        about: what its .json says.
-        json: where that is said.
-        label: its class.
+        json: where its .json lies.
+        label: its class, or None.
+        split: the one that it names, or "".
+        modality: the one that it names, or "".
+        key: the one that it names, or "".
         reason: why it cannot be used, or "".
     """
 
     base: str
     media: dict[str, Member] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
     json: Member | None = None
     label: str | None = None
+    split: str = ""
+    modality: str = ""
+    key: str = ""
     reason: str = ""
 
 
@@ -56,69 +102,59 @@ class Scan:
 
 def scan_shard(url: str) -> Scan:
     """Reads all headers of a tar and the members that say something about samples."""
-    scan = Scan()
-    path = local_path(url)
+    scan, parts = Scan(), []
     try:
-        with path.open("rb") if path is not None else fsspec.open(url, "rb").open() as file:
-            for sample in _samples(file, url, scan.problems):
-                _finish(sample)
-                scan.samples.append(sample)
-    except FileNotFoundError:
-        scan.problems.append("the shard does not exist")
-    except _BROKEN as error:
-        scan.problems.append(f"it cannot be read as an uncompressed tar: {error}")
+        with refuse_broken("it cannot be read as an uncompressed tar"), _opened(url) as file:
+            for part in _members(file, url, scan.problems):
+                if part.kind in _DESCRIBING and part.base and not part.link and not part.reason:
+                    _read(part, file)
+                parts.append(part)
+            _follow_links(parts, file)
+    except UnreadableFileError as error:
+        is_absent = isinstance(error.__cause__, FileNotFoundError)
+        scan.problems.append("the shard does not exist" if is_absent else str(error))
     seen: set[str] = set()
-    for sample in scan.samples:
+    for sample in _samples(part for part in parts if part.base):
         if sample.base in seen and not sample.reason:
             sample.reason = f"its key '{sample.base}' occurs twice in the shard; keys must be unique"
         seen.add(sample.base)
+        scan.samples.append(sample)
     return scan
 
 
-def _samples(file: io.IOBase, url: str, problems: list[str]) -> Iterator[Sample]:
-    """Yields the samples of a tar."""
-    sample = None
-    for member, is_whole in _members(file, url, problems):
-        folder, slash, name = member.name.rpartition("/")
-        stem, dot, extension = name.partition(".")
-        if not stem or not dot:
-            continue  # hidden files and files without an ending belong to no sample
-        base = folder + slash + stem
-        if sample is None or sample.base != base or extension in sample.media:
-            if sample is not None:
-                yield sample
-            sample = Sample(base)
-        if not is_whole:
-            sample.reason = f"the shard is cut short inside of {member.name}"
-        elif extension in _SAID:
-            file.seek(member.offset)
-            _hear(sample, extension, member, file.read(member.size))
-            continue
-        if extension not in _SAID:
-            sample.media[extension] = member
-    if sample is not None:
-        yield sample
+def _opened(url: str) -> AbstractContextManager[io.IOBase]:
+    path = local_path(url)
+    return path.open("rb") if path is not None else fsspec.open(url, "rb").open()
 
 
-def _members(file: io.IOBase, url: str, problems: list[str]) -> Iterator[tuple[Member, bool]]:
-    """Yields (member, whether the tar holds all of it); the end of a tar that has none is a problem."""
+def _members(file: io.IOBase, url: str, problems: list[str]) -> Iterator[Part]:
+    """Yields the members that hold something or stand for another; notes what is wrong with the tar itself."""
     end = file.seek(0, 2)
     file.seek(0)
-    last = "its beginning"
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    last, last_offset = "its beginning", -1
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         while True:
             try:
-                header = tar.next()
-            except tarfile.TarError as error:
-                problems.append(f"it is cut short behind {last}: {error}")
+                with refuse_broken():
+                    header = tar.next()
+            except UnreadableFileError as error:
+                problems.append(f"it is cut short or broken behind {last}: {error}")
                 return
             if header is None:
                 break
             tar.members.clear()  # or it keeps all headers
-            is_whole = header.offset_data + header.size <= end
-            if header.isreg() and not header.issparse():
-                yield Member(url, header.name, header.offset_data, header.size), is_whole
-            last = header.name
+            name = printable(header.name)
+            if header.offset_data <= last_offset or header.size < 0:
+                problems.append(f"the header of {name} behind {last} is broken; what follows is lost")
+                return
+            last, last_offset = name, header.offset_data
+            part = _part(url, name, header)
+            stored = sum(size for _, size in part.member.extents) if part.member.extents else part.member.size
+            is_whole = header.offset_data + stored <= end
+            if not is_whole:
+                part.reason = f"the shard is cut short inside of {name}"
+            if not header.isdir():
+                yield part
             if not is_whole:
                 problems.append(f"it is cut short inside of {last}")
                 return
@@ -130,34 +166,138 @@ def _members(file: io.IOBase, url: str, problems: list[str]) -> Iterator[tuple[M
         problems.append(f"the header behind {last}, at byte {tar.offset}, is broken; what follows is lost")
 
 
-def _hear(sample: Sample, extension: str, member: Member, content: bytes) -> None:
-    """Takes in what a member says about its sample."""
-    try:
-        text = content.decode()
-        if extension == "txt":
-            sample.texts.append(text)
-        elif extension == "cls":
-            sample.label = text.strip() or None
+def _part(url: str, name: str, header: tarfile.TarInfo) -> Part:
+    """Returns the member of a header, what it stands for, and why it cannot be used."""
+    if header.issym() or header.islnk():
+        target = printable(header.linkname)
+        target = target if header.islnk() else posixpath.join(posixpath.dirname(name), target)
+        return Part(Member(url, name, header.offset_data, 0), link=posixpath.normpath(target))
+    if not header.isreg():
+        return Part(Member(url, name, header.offset_data, 0), reason=f"{name} is not a file, but a device or a pipe")
+    if header.sparse is None:
+        return Part(Member(url, name, header.offset_data, header.size))
+    extents = tuple((offset, size) for offset, size in header.sparse if size)
+    ends = [0, *(offset + size for offset, size in extents)]
+    stored = sum(size for _, size in extents)
+    is_sound = all(size > 0 and offset >= end for (offset, size), end in zip(extents, ends, strict=False))
+    if not is_sound or ends[-1] > header.size:
+        return Part(Member(url, name, header.offset_data, 0), reason=f"{name} is a sparse file whose map is broken")
+    if header.size - stored > _MOST_HOLES:
+        holes = f"{name} is a sparse file with {header.size - stored} bytes of holes"
+        return Part(Member(url, name, header.offset_data, 0), reason=f"{holes}; pack it without --sparse")
+    # without extents, nothing is stored of a file that is all holes
+    return Part(Member(url, name, header.offset_data, header.size, extents or ((0, 0),)))
+
+
+def _read(part: Part, file: io.IOBase) -> None:
+    """Reads a description."""
+    if part.member.size > _LARGEST_DESCRIPTION or part.member.extents:
+        part.reason = (
+            f"its .{part.ending} has {part.member.size} bytes or holes; expected at most {_LARGEST_DESCRIPTION}"
+        )
+        return
+    file.seek(part.member.offset)
+    part.content = file.read(part.member.size)
+
+
+def _follow_links(parts: list[Part], file: io.IOBase) -> None:
+    """Gives links, hard or symbolic, the place of the member that they stand for."""
+    if not any(part.link for part in parts):
+        return
+    by_name = {posixpath.normpath(part.member.name): part for part in parts}
+    for part in parts:
+        target: Part | None = part
+        for _ in range(_LINKS):
+            if target is None or not target.link:
+                break
+            target = by_name.get(target.link)
+        name = part.member.name
+        if not part.link:
+            continue
+        if target is None or target.link:
+            why = "leads back to itself" if target is not None else "is not in the shard"
+            part.reason = f"{name} is a link to {part.link}, which {why}"
+        elif target.reason:
+            part.reason = f"{name} is a link to {part.link}: {target.reason}"
         else:
-            sample.json = member
-            about = json.loads(text)
-            sample.about = about if isinstance(about, dict) else {"captions": about}
-    except ValueError as error:
-        sample.reason = f"its .{extension} cannot be read: {error}"
+            place = target.member
+            part.member = Member(place.shard, name, place.offset, place.size, place.extents)
+            if part.kind in _DESCRIBING and part.base:
+                _read(part, file)
 
 
-def _finish(sample: Sample) -> None:
-    """Collects the captions and the label from what was heard."""
-    for key in TEXT_KEYS:
-        given = sample.about.get(key)
-        sample.texts += given if isinstance(given, list) else [given]
-    texts = [
-        text.strip().encode(errors="replace").decode()
-        for text in sample.texts
-        if isinstance(text, str) and text.strip()
-    ]
-    sample.texts = list(dict.fromkeys(texts))
-    if sample.label is None and sample.about.get("label") not in (None, ""):
-        sample.label = str(sample.about["label"])
-    if not sample.texts and not sample.reason:
+def _samples(parts: Iterable[Part]) -> Iterator[Sample]:
+    """Yields the samples in the order of their first members.
+
+    Parts of a key belong together wherever they lie, unless an ending comes again: then another sample begins.
+    """
+    groups: dict[str, list[dict[str, Part]]] = {}
+    in_order: list[dict[str, Part]] = []
+    for part in parts:
+        own = groups.setdefault(part.base, [])
+        if not own or part.ending.lower() in own[-1]:
+            own.append({})
+            in_order.append(own[-1])
+        own[-1][part.ending.lower()] = part
+    for group in in_order:
+        yield from _divided(list(group.values()))
+
+
+def _divided(parts: list[Part]) -> Iterator[Sample]:
+    """Makes samples of the members of one key: one, or several where names with more dots pair media and texts."""
+    base = parts[0].base
+    media = {part.middle for part in parts if part.kind not in _DESCRIBING}
+    both = media & {part.middle for part in parts if part.kind in _DESCRIBING}
+    if len(both) > 1:  # clip.v1.mp4, clip.v1.txt, clip.v2.mp4, clip.v2.txt
+        for middle in dict.fromkeys(part.middle for part in parts):
+            own = [part for part in parts if part.middle == middle]
+            yield _sample(f"{base}.{middle}" if middle else base, own, {middle})
+    else:
+        yield _sample(base, parts, {"", *media, *TEXT_KEYS})
+
+
+def _sample(base: str, parts: list[Part], middles: set[str]) -> Sample:
+    """Takes in what the members say; descriptions count where their names say no more than those of the media."""
+    sample = Sample(base)
+    ignored: list[str] = []
+    for part in parts:
+        sample.reason = sample.reason or part.reason
+        if part.kind not in _DESCRIBING:
+            sample.media[part.member.name[len(base) + 1 :]] = part.member
+        elif part.middle not in middles:
+            ignored.append(f".{part.ending}")
+        elif part.content is not None:
+            try:
+                _hear(sample, part)
+            except UnreadableFileError as error:
+                sample.reason = sample.reason or f"its .{part.ending} cannot be read: {error}"
+    sample.texts = list(dict.fromkeys(sample.texts))
+    if not sample.texts and sample.label is None and not sample.reason:
         sample.reason = "it has no caption: neither a .txt nor a text in its .json (" + ", ".join(TEXT_KEYS) + ")"
+        sample.reason += f"; {', '.join(ignored)} may belong to something else" if ignored else ""
+    return sample
+
+
+def _hear(sample: Sample, part: Part) -> None:
+    """Takes in what a description says.
+
+    Raises:
+        UnreadableFileError: it cannot be used.
+    """
+    text = decode_text(part.content or b"")
+    if part.kind == "txt":
+        sample.texts += captions("text", text)
+    elif part.kind == "cls":
+        sample.label = word("label", text) or None
+    else:
+        about = parse_json(text)
+        about = about if isinstance(about, dict) else {"captions": about}
+        sample.json = part.member
+        for key in TEXT_KEYS:
+            given = about.get(key)
+            given = given if isinstance(given, list) else [given]
+            sample.texts += captions(key, [one for one in given if isinstance(one, str)])
+        sample.label = sample.label or word("label", about.get("label")) or None
+        sample.split = split_name(about.get("split"))
+        sample.modality = word("modality", about.get("modality"))
+        sample.key = word("key", about.get("key"))

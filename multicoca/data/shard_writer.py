@@ -1,8 +1,8 @@
 """Writes items of any source as WebDataset shards, in img2dataset's layout: NUMBER.jpg, NUMBER.txt, NUMBER.json.
 
-Files are copied byte for byte. The .txt holds the first caption, the .json all of them with the item's key, split,
-modality, label and whatever else was known, so that the shards are the source again. Left out is only what a reader
-would take for another caption.
+Files are copied byte for byte. The .txt holds the first caption, if there is one; the .json holds all of them with the
+item's key, split, modality, label and whatever else was known, so that the shards are the source again. Left out is
+only what a reader would take for another caption.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from multicoca.data.sample import Item, Problem
 from multicoca.data.shard_scan import TEXT_KEYS
 from multicoca.files import written_aside
 from multicoca.modality import UnreadableFileError
+from multicoca.reading import refuse_broken
 
 
 def write_shards(items: Iterable[Item], folder: Path, split: str, shard_bytes: int) -> Iterator[Problem | None]:
@@ -41,21 +42,27 @@ def write_shards(items: Iterable[Item], folder: Path, split: str, shard_bytes: i
                 try:
                     content = item.content()
                     media = content if isinstance(content, bytes) else content.read_bytes()
+                    described = _described(item, split)
                 except (OSError, UnreadableFileError) as error:
                     problem = Problem(item.key, str(item.file), f"it cannot be copied: {error}", split, item.modality)
                 else:
-                    _add(tar, item, split, f"{number:09d}", media)
+                    _add(tar, item, f"{number:09d}", media, described)
                 yield problem
                 number, item = next(found, (0, None))
         shard += 1
 
 
-def _add(tar: tarfile.TarFile, item: Item, split: str, name: str, media: bytes) -> None:
+def _described(item: Item, split: str) -> str:
+    """Returns the .json of an item."""
     about = {"key": item.key, "captions": item.texts, "label": item.label, "split": split, "modality": item.modality}
-    extra = {name: value for name, value in item.extra.items() if name not in TEXT_KEYS}
-    described = json.dumps({**extra, **about})
-    parts = ((item.file.suffix.lower(), media), (".txt", item.texts[0].encode()), (".json", described.encode()))
-    for suffix, content in parts:
+    with refuse_broken():
+        extra = {name: value for name, value in item.extra.items() if name not in TEXT_KEYS}
+        return json.dumps({**extra, **about})
+
+
+def _add(tar: tarfile.TarFile, item: Item, name: str, media: bytes, described: str) -> None:
+    caption = [(".txt", item.texts[0].encode())] if item.texts else []
+    for suffix, content in ((item.file.suffix.lower(), media), *caption, (".json", described.encode())):
         header = tarfile.TarInfo(name + suffix)
         header.size = len(content)
         tar.addfile(header, io.BytesIO(content))

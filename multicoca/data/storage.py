@@ -27,12 +27,15 @@ class Member:
         name: of the file in it.
         offset: of its first byte in the tar.
         size: in bytes.
+        extents: of a sparse file: (place in it, size) of the stretches that the tar holds one after the other; all
+            else is zeros.
     """
 
     shard: str
     name: str
     offset: int
     size: int
+    extents: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.shard}::{self.name}"
@@ -48,10 +51,17 @@ class Member:
         Raises:
             OSError: the tar cannot be read, or has become shorter.
         """
-        data = read_bytes(self.shard, self.offset, self.size)
-        if len(data) < self.size:
-            raise OSError(f"{self} should have {self.size} bytes at {self.offset}, but the shard ends before")
-        return data
+        stored = sum(size for _, size in self.extents) if self.extents else self.size
+        data = read_bytes(self.shard, self.offset, stored)
+        if len(data) < stored:
+            raise OSError(f"{self} should have {stored} bytes at {self.offset}, but the shard ends before")
+        if not self.extents:
+            return data
+        whole, taken = bytearray(self.size), 0
+        for place, size in self.extents:
+            whole[place : place + size] = data[taken : taken + size]
+            taken += size
+        return bytes(whole)
 
 
 def read_bytes(url: str, offset: int, size: int) -> bytes:

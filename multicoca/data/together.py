@@ -82,7 +82,9 @@ class Together:
 
     def list_items(self, processors: Mapping[str, Processor], seed: int) -> Listing:
         """Lists all sources; the items of each are a stream of their own."""
-        listing, streams = Listing(), {}
+        listing = Listing()
+        streams: dict[str, dict[str, list[Stream]]] = {}
+        captioned: dict[str, dict[str, list[Stream]]] = {}
         for name, source in self.sources.items():
             own = source.list_items(processors, seed)
             listing.problems.extend(replace(problem, key=f"{name}/{problem.key}") for problem in own.problems)
@@ -90,10 +92,18 @@ class Together:
                 total = listing.listed.setdefault(split, {})
                 for modality, count in counts.items():
                     total[modality] = total.get(modality, 0) + count
-            for split, by_modality in own.splits.items():
-                for modality, items in by_modality.items():
-                    stream = Stream(name, items, float(self.repeats.get(name, 1)))
-                    streams.setdefault(split, {}).setdefault(modality, []).append(stream)
+            repeats = float(self.repeats.get(name, 1))
+            for split in own.splits:
+                for modality, items in own.of(split).items():
+                    streams.setdefault(split, {}).setdefault(modality, []).append(Stream(name, items, repeats))
+                for modality, items in own.with_captions(split).items():
+                    if items:
+                        captioned.setdefault(split, {}).setdefault(modality, []).append(Stream(name, items, repeats))
         for split, by_modality in streams.items():
             listing.splits[split] = {modality: Joined(parts) for modality, parts in by_modality.items()}
+            for modality, items in listing.splits[split].items():
+                parts = captioned.get(split, {}).get(modality, [])
+                own_items: Sequence[Item] = Joined(parts) if parts else ()
+                if len(own_items) < len(items):
+                    listing.captioned.setdefault(split, {})[modality] = own_items
         return listing

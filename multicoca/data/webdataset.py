@@ -1,19 +1,19 @@
 """WebDataset shards as a source: the tars of img2dataset and video2dataset, local or behind any fsspec URL.
 
 A sample is all files of one key: media, `.txt`, `.json` (caption or list of captions, and if wanted `label`, `split`,
-`modality` and a `key` of its own) and `.cls`. A list of items is a list of places; an item is made when it is asked
-for, so that the number of items costs eight bytes each.
+`modality` and a `key` of its own) and `.cls`; it needs a caption or a label. A list of items is a list of places; an
+item is made when it is asked for, so that the number of items costs eight bytes each.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
 import numpy as np
 
+from multicoca.data.fields import TEST, TRAIN, decode_text, parse_json, split_name
 from multicoca.data.sample import Item, Problem
 from multicoca.data.shard_index import ShardIndex, index_shards, opened
 from multicoca.data.shard_scan import TEXT_KEYS
@@ -39,7 +39,7 @@ class WebDataset:
     """
 
     def __init__(self, root: str | Path | Sequence[str], test_share: float = 0.1, split: str | None = None):
-        self.test_share, self.split = check_share(test_share), split
+        self.test_share, self.split = check_share(test_share), split_name(split) or None
         self.shards = find_files(root if isinstance(root, (str, list, tuple)) else str(root), ".tar")
 
     def list_items(self, processors: Mapping[str, Processor], seed: int) -> Listing:
@@ -50,7 +50,7 @@ class WebDataset:
         """
         del seed  # the split depends on keys alone
         files, shards = tuple(index_shards(self.shards)), tuple(self.shards)
-        listing, names, splits = Listing(), list(processors), [self.split] if self.split else ["train", "test"]
+        listing, names, splits = Listing(), list(processors), [self.split] if self.split else [TRAIN, TEST]
         tables = []
         for number, (file, shard) in enumerate(zip(files, shards, strict=True)):
             index = opened(file, shard)
@@ -69,8 +69,13 @@ class WebDataset:
                 places = table["place"][here & table["usable"]]
                 if len(places):
                     listing.splits.setdefault(split, {})[modality] = ShardItems(files, shards, places, modality)
+                captioned = table["place"][here & table["usable"] & table["captioned"]]
+                if len(captioned) < len(places):
+                    own_items = ShardItems(files, shards, captioned, modality)
+                    listing.captioned.setdefault(split, {})[modality] = own_items
         if not listing.splits:
-            first = f"; the first problem: {listing.problems[0].reason}" if listing.problems else ""
+            problem = listing.problems[0] if listing.problems else None
+            first = f"; the first problem: {problem.file}: {problem.reason}" if problem else ""
             raise ValueError(f"there is no usable sample in {len(shards)} shards from {shards[0]} on{first}")
         return listing
 
@@ -81,12 +86,12 @@ class WebDataset:
             return np.zeros(len(arrays["split"]), int)
         splits.extend(split for split in index.about["splits"] if split and split not in splits)
         said = np.array([splits.index(split) if split else -1 for split in index.about["splits"]], int)
-        by_key = np.where(arrays["hash"] / 2.0**64 < self.test_share, splits.index("test"), splits.index("train"))
+        by_key = np.where(arrays["hash"] / 2.0**64 < self.test_share, splits.index(TEST), splits.index(TRAIN))
         return np.where(said[arrays["split"]] < 0, by_key, said[arrays["split"]])
 
 
-_ROW = np.dtype([("place", np.int64), ("hash", np.uint64), ("split", np.int16), ("modality", np.int16),
-                 ("usable", np.bool_)])  # fmt: skip
+_ROW = np.dtype([("place", np.int64), ("hash", np.uint64), ("split", np.int32), ("modality", np.int32),
+                 ("usable", np.bool_), ("captioned", np.bool_)])  # fmt: skip
 
 
 def _media(
@@ -106,6 +111,7 @@ def _media(
     table = np.empty(len(rows), _ROW)
     table["place"], table["hash"] = (number << _ROW_BITS) + rows, arrays["hash"][sample]
     table["split"], table["modality"] = split_of[sample], modality[rows]
+    table["captioned"] = arrays["captions"][sample] > 0
     is_first = np.zeros(len(rows), bool)
     is_first[np.unique(sample.astype(np.int64) * len(names) + modality[rows], return_index=True)[1]] = True
     table["usable"] = is_first & ~np.isin(sample, np.array(list(bad), np.uint32))
@@ -129,9 +135,12 @@ def _media(
 
 
 def _modalities(index: ShardIndex, processors: Mapping[str, Processor]) -> np.ndarray:
-    """Returns which modality reads each media file, -1 for none: the one that its sample names, or by its suffix."""
+    """Returns which modality reads each media file, -1 for none: the one that its sample names, or by its suffix.
+
+    The last ending counts. Beside x.jpg, x.mask.png is no other picture of the sample but something about it.
+    """
     names, arrays = list(processors), index.arrays
-    suffixes = [f".{suffix}".lower() for suffix in index.about["suffixes"]]
+    suffixes = [PurePosixPath(f"x.{suffix}").suffix.lower() for suffix in index.about["suffixes"]]
     readers = [[names.index(name) for name in names if suffix in processors[name].suffixes] for suffix in suffixes]
     found = np.array([numbers[0] if numbers else -1 for numbers in readers], int)[arrays["suffix"]]
     for code, name in enumerate(index.about["modalities"]):
@@ -140,7 +149,9 @@ def _modalities(index: ShardIndex, processors: Mapping[str, Processor]) -> np.nd
             is_named = arrays["modality"][arrays["sample"]] == code
             chosen = np.where(can_read[arrays["suffix"]], names.index(name) if name in names else -1, -1)
             found = np.where(is_named, chosen, found)
-    return found
+    has_dot = np.array(["." in suffix for suffix in index.about["suffixes"]], bool)[arrays["suffix"]]
+    own = arrays["sample"].astype(np.int64) * len(names) + found
+    return np.where(has_dot & np.isin(own, own[~has_dot & (found >= 0)]), -1, found)
 
 
 def _refuse_repeated_keys(
@@ -202,7 +213,7 @@ class _Extra(Mapping[str, Any]):
 
     def _read(self) -> dict[str, Any]:
         if self._values is None:
-            said = json.loads(self._member.read()) if self._member else {}
+            said = parse_json(decode_text(self._member.read())) if self._member else {}
             said = said if isinstance(said, dict) else {}
             self._values = {name: value for name, value in said.items() if name not in _NOT_EXTRA}
         return self._values

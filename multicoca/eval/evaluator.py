@@ -1,7 +1,8 @@
 """Evaluation of a model on listed items: retrieval, captioning, zero-shot classification, across modalities.
 
 Nothing is ever replaced: an item that cannot be read is named and left out, and every result says how many of
-how many listed items it used. Captions are written before any reference is looked at.
+how many listed items it used. Items without captions count for classification alone. Captions are written before any
+reference is looked at.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ class Answers:
     classes: tuple[str, ...] = ()
     likelihoods: Tensor | None = None
 
-    def protocol_texts(self, per_item: int | None) -> list[tuple[str, ...]]:
-        """Returns each item's captions that retrieval uses."""
-        return [item.texts[:per_item] for item in self.items]
+    def captioned(self) -> list[int]:
+        """Returns the numbers of the items that have captions."""
+        return [index for index, item in enumerate(self.items) if item.texts]
 
 
 @torch.compiler.set_stance("force_eager")  # what training compiled is for its own shapes
@@ -136,18 +137,21 @@ def evaluate_modality(
         judge: decides what is right where more than the references is known.
 
     Returns:
-        "retrieval", "captioning", "zero_shot" if items have labels, "used" and "listed".
+        "retrieval" and "captioning" if items have captions, "zero_shot" if items have labels, "used" and "listed".
     """
     result: dict[str, Any] = {"used": len(answers.items), "listed": listed}
     if not answers.items:
         return result
-    texts = answers.protocol_texts(config.captions_per_item)
-    flat = [text for own in texts for text in own]
-    owner = torch.tensor([index for index, own in enumerate(texts) for _ in own])
-    result["retrieval"] = averaged_retrieval(
-        answers.embeddings, bundle.embed_text(flat), owner, flat, config.gallery, config.draws, seed
-    )
-    result["captioning"] = captioning(answers, judge, config.meteor)
+    captioned = answers.captioned()
+    if captioned:
+        texts = [answers.items[index].texts[: config.captions_per_item] for index in captioned]
+        flat = [text for own in texts for text in own]
+        owner = torch.tensor([index for index, own in enumerate(texts) for _ in own])
+        found = averaged_retrieval(
+            answers.embeddings[captioned], bundle.embed_text(flat), owner, flat, config.gallery, config.draws, seed
+        )
+        result["retrieval"] = found | {"used": len(captioned), "listed": listed}
+        result["captioning"] = captioning(answers, judge, config.meteor) | {"listed": listed}
     labelled = [index for index, item in enumerate(answers.items) if item.label is not None]
     if labelled:
         classes = class_embeddings(bundle.embed_text, answers.classes, templates_named(config.templates))
@@ -161,10 +165,14 @@ def evaluate_modality(
 
 
 def captioning(answers: Answers, judge: Judge | None, meteor: bool = False) -> dict[str, Any]:
-    """Scores the captions against the references and, with a judge, fact by fact."""
-    verdicts = None if judge is None else [judge(*pair) for pair in zip(answers.items, answers.captions, strict=True)]
+    """Scores the captions of the items that have references and, with a judge, fact by fact; {} if none has."""
+    captioned = answers.captioned()
+    if not captioned:
+        return {}
+    items, captions = [answers.items[i] for i in captioned], [answers.captions[i] for i in captioned]
+    verdicts = None if judge is None else [judge(*pair) for pair in zip(items, captions, strict=True)]
     is_right = None if verdicts is None else lambda index, caption: verdicts[index][0]
-    scores = caption_metrics(answers.captions, [item.texts for item in answers.items], is_right, meteor)
+    scores = caption_metrics(captions, [item.texts for item in items], is_right, meteor)
     if verdicts is not None:
         scores["attributes"] = sum(right for _, right, _ in verdicts) / sum(total for *_, total in verdicts)
     return scores

@@ -24,13 +24,13 @@ _PROMPTS_PER_CLASS = 24  # sentences over the other attributes; more change noth
 
 
 def scene_judge(items: tuple[Item, ...], processor: Processor) -> Judge | None:
-    """Returns the judge of these items, or None when they do not come from the shapes world."""
-    if not items or scene_of(items[0]) is None or not isinstance(processor, SceneRenderer):
+    """Returns the judge of these items, or None when not all of them come from the shapes world."""
+    if not items or not isinstance(processor, SceneRenderer) or any(scene_of(item) is None for item in items):
         return None
 
     def judge(item: Item, caption: str) -> tuple[bool, int, int]:
         scene = scene_of(item)
-        assert scene is not None, f"item {item.key} has no scene though others of its split have"
+        assert scene is not None, f"item {item.key} has no scene though all of its split have"
         facts = processor.scene_facts
         return caption in valid_captions(scene, facts), *attribute_score(caption, scene, facts)
 

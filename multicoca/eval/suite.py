@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from multicoca.data.fields import TEST, VALIDATION
 from multicoca.data.sample import Problem
 from multicoca.data.sources import Listing
+from multicoca.data.splits import COMPOSITION, evaluation_splits
 from multicoca.eval.evaluator import (
     Answers,
     EvaluationConfig,
@@ -20,32 +22,40 @@ from multicoca.eval.prompts import templates_named
 from multicoca.eval.shapes import attribute_accuracy, scene_judge
 from multicoca.model.bundle import Bundle
 
-TEST, COMPOSITION = "test", "composition"
-
 
 def evaluate(
     bundle: Bundle, listing: Listing, config: EvaluationConfig, seed: int, num_workers: int = 0
 ) -> tuple[dict[str, Any], dict[str, Answers], list[Problem]]:
-    """Evaluates on the test split and, where there is one, on held-out combinations.
+    """Evaluates on the test split, or validation where a modality has no test, and on held-out combinations if any.
 
     Returns:
         (results in the form of results.json, answers by modality, items that could not be read).
 
     Raises:
-        ValueError: there is no test item of any modality.
+        ValueError: there is no test or validation item of any modality.
     """
-    results: dict[str, Any] = {"modalities": {}, "across": {}, "protocol": protocol(config, seed)}
+    splits = evaluation_splits(listing, bundle.processors)
+    if not splits:
+        raise ValueError(
+            "there is no test item of any of the model's modalities, nor a validation item; give some lines the split "
+            f"'test'. The splits are {', '.join(listing.listed) or 'none'}"
+        )
+    results: dict[str, Any] = {"modalities": {}, "across": {}, "protocol": protocol(config, seed, splits)}
     answers: dict[str, Answers] = {}
-    problems = [problem for problem in listing.problems if problem.split in (TEST, COMPOSITION)]
-    for modality in bundle.processors:
-        items, listed = listing.of(TEST).get(modality, ()), listing.listed.get(TEST, {}).get(modality, 0)
-        if not listed:
-            continue
+    evaluated = {TEST, *splits.values()}
+    problems = [
+        problem
+        for problem in listing.problems
+        if problem.split == COMPOSITION
+        or problem.split in ((splits[problem.modality],) if problem.modality in splits else evaluated)
+    ]
+    for modality, split in splits.items():
+        items, listed = listing.of(split).get(modality, ()), listing.listed[split][modality]
         templates = templates_named(config.templates) if config.likelihood else ()
         found = answers[modality] = answer(bundle, modality, items, config.batch_size, num_workers, templates)
-        problems.extend(replace(problem, split=TEST) for problem in found.problems)
+        problems.extend(replace(problem, split=split) for problem in found.problems)
         judge = scene_judge(found.items, bundle.processors[modality])
-        result = evaluate_modality(bundle, found, listed, config, seed, judge)
+        result = {"split": split, **evaluate_modality(bundle, found, listed, config, seed, judge)}
         if judge is not None:
             result["zero_shot"] = attribute_accuracy(bundle, found)
         held_out = listing.of(COMPOSITION).get(modality)
@@ -55,15 +65,15 @@ def evaluate(
             scores = captioning(unseen, scene_judge(unseen.items, bundle.processors[modality]))
             result["composition"] = {**scores, "listed": listing.listed[COMPOSITION][modality]}
         results["modalities"][modality] = result
-    if not answers:
-        raise ValueError("there is no test item of any of the model's modalities; give some lines the split 'test'")
     results["across"] = evaluate_across(answers, config, seed)
     return results, answers, problems
 
 
-def protocol(config: EvaluationConfig, seed: int) -> dict[str, Any]:
-    """Says how the figures were made."""
+def protocol(config: EvaluationConfig, seed: int, splits: Mapping[str, str]) -> dict[str, Any]:
+    """Says how the figures were made, on which split of each modality."""
+    untested = [modality for modality, split in splits.items() if split == VALIDATION]
     return {
+        "split": f"{VALIDATION} for {', '.join(untested)}, which has no test split" if untested else TEST,
         "retrieval": f"galleries of {config.gallery} items without common captions, mean of {config.draws} draws; "
         "expected rank under ties",
         "captions_per_item": config.captions_per_item or "all",

@@ -112,9 +112,10 @@ def test_a_shard_is_closed_by_the_sample_that_reaches_its_size(shards):
 def test_what_cannot_be_written_is_named(own, shards):
     folder, output = shards
     ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-    assert {line["file"]: line["reason"].split(";")[0] for line in ledger} == {
-        **{f"{own}/gone {number}.jpg": "the file does not exist" for number in range(10)},
-        f"{own}/image 4.JPG": "its key 'image 0.JPG' occurs twice",
+    assert {line["file"]: line["reason"] for line in ledger} == {
+        **{f"{own}/gone {n}.jpg": f"the file does not exist (metadata.jsonl, line {13 + n})" for n in range(10)},
+        f"{own}/image 4.JPG": "its key 'image 0.JPG' occurs twice, first in line 1; keys must be unique "
+        "(metadata.jsonl, line 23)",
     }
     assert f"12 items in {len(list(folder.glob('*.tar')))} shards" in output
     assert f"11 items cannot be used and were left out; {folder}/ledger.jsonl" in output
@@ -160,8 +161,8 @@ def test_verify_says_exactly_what_there_is_and_what_is_broken(place, own):
     }
     assert images["repeated_keys"] == 1
     reasons = {Path(broken["file"]).name: broken["reason"] for broken in images["broken"]}
-    assert reasons["gone 9.jpg"] == "the file does not exist"
-    assert reasons["image 4.JPG"] == "its key 'image 0.JPG' occurs twice; keys must be unique"
+    assert reasons["gone 9.jpg"] == "the file does not exist (metadata.jsonl, line 22)"
+    assert reasons["image 4.JPG"].startswith("its key 'image 0.JPG' occurs twice, first in line 1; keys must be unique")
     assert "is a broken JPEG file: image file is truncated" in reasons["image 3.JPG"]
     assert len(reasons) == len(images["broken"]) == 12
     assert list(images["broken_by_kind"].values()) == [10, 1, 1]
@@ -171,7 +172,7 @@ def test_verify_says_exactly_what_there_is_and_what_is_broken(place, own):
     for line in (
         f"train image: 4 of 16 can be read, {images['bytes'] / 1e6:.1f} MB", "  pixels: 3 x 64 x 64",
         f"  captions: 9; least/median/most: of an item 1/2/3, words 3/3/4, tokens {tokens[0]}/{tokens[4]}/{tokens[-1]}",
-        "  keys that occur again: 1", "  10 broken: the file does not exist",
+        "  keys that occur again: 1", "  10 broken: the file does not exist (metadata.jsonl, line ...)",
         "test video: 1 of 1 can be read, 0.0 MB", f"all of it: {place}/found.json",
     ):  # fmt: skip
         assert line in shown, line

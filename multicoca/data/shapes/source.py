@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
+from typing import get_args
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -21,11 +22,12 @@ from tqdm import tqdm
 from multicoca.data.order import keyed_number
 from multicoca.data.sample import Item
 from multicoca.data.shapes.language import captions_of
-from multicoca.data.shapes.scene import Scene, draw_scene
+from multicoca.data.shapes.scene import Scene, Split, draw_scene
 from multicoca.data.sources import Folder, Listing
 from multicoca.modality import Processor, SceneRenderer
 
-_FORMAT = 3  # raise it when scenes, captions or files change, so that old folders are not used again
+_FORMAT = 4  # raise it when scenes, captions or files change, so that old folders are not used again
+_MARKER = "multicoca.shapes"  # tells a scene of this world from whatever else a column `scene` may hold
 
 
 class ShapesWorld:
@@ -85,10 +87,10 @@ class ShapesWorld:
 
 def scene_of(item: Item) -> Scene | None:
     """Returns the scene that an item shows, or None when it does not come from the shapes world."""
-    if "scene" not in item.extra:
-        return None
-    seed, split, index = item.extra["scene"]
-    return draw_scene(seed, split, index)
+    match item.extra.get("scene"):
+        case [marker, int(seed), str(split), int(index)] if marker == _MARKER and split in get_args(Split):
+            return draw_scene(seed, split, index)
+    return None
 
 
 def _scene_index(modality: str, split: str, index: int) -> int:
@@ -123,7 +125,7 @@ def _write_one(job: tuple[Path, SceneRenderer, int, str, int, int, int]) -> dict
         "text": captions_of(scene, processor.scene_facts, captions),
         "split": split,
         "key": f"{split}/{index:06d}",
-        "scene": [seed, split, scene_index],
+        "scene": [_MARKER, seed, split, scene_index],
         "digest": blake2b(content, digest_size=8).hexdigest(),
     }
 

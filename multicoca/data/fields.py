@@ -1,0 +1,141 @@
+"""What manifests and shards say about an item: captions, label, split, modality and key, checked before they are used.
+
+Every function here takes values that anybody may have written. It returns text that can be encoded and printed, or
+raises `UnreadableFileError`, so that a bad line or sample is one problem and the rest is read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from multicoca.modality import UnreadableFileError
+from multicoca.reading import describe, refuse_broken
+
+TRAIN, TEST, VALIDATION = "train", "test", "validation"
+_SPLITS = {
+    TRAIN: ("train", "training"),
+    TEST: ("test", "testing"),
+    VALIDATION: ("validation", "valid", "val", "dev", "eval"),
+}
+_SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
+_DEEPEST = 100  # levels of JSON; more than any metadata has, and few enough to be pickled and written again
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON that anybody may have written.
+
+    Raises:
+        UnreadableFileError: it is no JSON, nested too deeply, or holds a number with too many digits.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFileError(describe(error)) from error
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(value, _DEEPEST):
+        raise UnreadableFileError(f"it is nested more than {_DEEPEST} levels deep")
+    return value
+
+
+def decode_text(content: bytes) -> str:
+    """Decodes UTF-8, or UTF-16 with a byte-order mark, and takes the mark off.
+
+    Raises:
+        UnreadableFileError: it is in another encoding.
+    """
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UnreadableFileError(str(error)) from error
+
+
+def clean_text(name: str, text: str) -> str:
+    """Returns a text that can be stored, without white space around it.
+
+    Raises:
+        UnreadableFileError: it holds a null byte or half a character.
+    """
+    if "\0" in text:
+        raise UnreadableFileError(f"its {name} holds a null byte; remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise UnreadableFileError(
+            f"its {name} holds half a character, the lone surrogate {half}; write the whole character"
+        ) from error
+    return text.strip()
+
+
+def word(name: str, value: Any) -> str:
+    """Returns a label, split, modality or key as text; "" where there is none.
+
+    Raises:
+        UnreadableFileError: it is a list or an object, or holds a null byte or half a character.
+    """
+    if value is None or value != value:  # pandas writes a missing value as NaN
+        return ""
+    if isinstance(value, (list, dict)):
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise UnreadableFileError(f"its {name} is {kind}; expected a string or a number")
+    return clean_text(name, str(value))
+
+
+def captions(name: str, value: Any) -> list[str]:
+    """Returns the captions that a value holds, each once: a string, a list of strings, or nothing.
+
+    Raises:
+        UnreadableFileError: it is something else, or holds a null byte or half a character.
+    """
+    if value is None or value != value:
+        return []
+    found = []
+    for text in value if isinstance(value, list) else [value]:
+        if text is not None and not isinstance(text, str):
+            raise UnreadableFileError(
+                f"it has no caption that can be used: {name} holds {shorten(text)}; expected a string or a list of "
+                "strings"
+            )
+        if text and clean_text(name, text):
+            found.append(clean_text(name, text))
+    return list(dict.fromkeys(found))
+
+
+def split_name(value: Any) -> str:
+    """Returns the split that a name means: "train", "test", "validation" or the name itself; "" where there is none.
+
+    Raises:
+        UnreadableFileError: it is no name.
+    """
+    name = word("split", value)
+    return _SPLIT_OF.get(name.lower(), name)
+
+
+def printable(text: str) -> str:
+    """Returns a text that can be written anywhere: bytes that are not UTF-8 become \\xNN, half characters \\uNNNN."""
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+
+
+def shorten(value: Any, length: int = 60) -> str:
+    """Returns a value as a phrase for a message."""
+    with refuse_broken():
+        text = printable(repr(value))
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects are nested more than so many levels deep."""
+    level = [value]
+    for _ in range(limit + 1):
+        inner: list[Any] = []
+        for one in level:
+            inner.extend(one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else ())
+        level = inner
+    return bool(level)
