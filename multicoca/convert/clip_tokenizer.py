@@ -1,7 +1,8 @@
 """CLIP's tokenizer as a `tokenizer.json`: the same ids as open_clip's, whose vocabulary is read from its package.
 
 open_clip splits with a regular expression that ignores case; after lower-casing that matters for one letter alone,
-the long s, which the expression here names. Its padding has the id 0, which is also the word piece "!".
+the long s, which the expression here names. Its padding has the id 0, which is also the word piece "!". A text that
+is too long is cut at the end of a character; open_clip may cut inside one.
 """
 
 from __future__ import annotations

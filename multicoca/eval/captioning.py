@@ -3,7 +3,8 @@
 The n-gram scores are pycocoevalcap's own, called one by one; only its tokenizer, which needs Java, is replaced by
 `tokenize`, a small one with the same rules. Its `Cider` is CIDEr-D (clipping, Gaussian length penalty with
 sigma 6), with document frequencies from the references given. What cannot be computed is left out of the result
-and named in its notes.
+and named in its notes. Scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) are scored by
+character, and the notes name them.
 
 Sources: BLEU (Papineni 2002), ROUGE-L (Lin 2004, beta 1.2), CIDEr-D (arXiv 1411.5726), METEOR 1.5 (Denkowski 2014).
 """
@@ -12,16 +13,24 @@ from __future__ import annotations
 
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from multicoca.modality import require
+from multicoca.text.clean import replace_surrogates
+from multicoca.text.scripts import UNSPACED, split_unspaced, unspaced_scripts
 
 # pycocoevalcap's list; its brackets are in upper case and so match no token: brackets stay
 _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+# their counterparts in captions with a script without spaces, where full-width forms have become ASCII before; Khmer
+# and Burmese full stops and the space of no width are written as numbers
+_DROPPED_UNSPACED = _DROPPED | frozenset("、。「」『』《》〈〉・…\u17d4\u17d5\u17d6\u104a\u104b\u200b")
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _CURLY = str.maketrans({"\u2019": "'", "\u2018": "`", "\u201c": '"', "\u201d": '"', "\u2014": "-", "\u2013": "-"})
+_FULL_AND_HALF_WIDTH = re.compile("[\uff00-\uffef]+")  # the block "Halfwidth and Fullwidth Forms"
+_GAP = re.compile(rf"(?<=[{UNSPACED}])[\s\u200b]+|[\s\u200b]+(?=[{UNSPACED}])")
 _TOKEN = re.compile(
     r"""-[lr][rsc]b-               # a bracket
       | (?:[^\W\d_]\.){2,}         # u.s.a.
@@ -44,13 +53,21 @@ def tokenize(caption: str) -> str:
     """Splits a caption as the Penn Treebank does and returns the words joined by spaces.
 
     Lower-case; 's, n't and their like are words, as are gon|na and can|not; brackets become -lrb- and -rrb-; quotes and
-    . ? ! , : ; - are dropped; $ % & /, hyphenated words and u.s.a. are kept.
+    . ? ! , : ; - are dropped; $ % & /, hyphenated words and u.s.a. are kept. Each character of a script without spaces
+    is a word, with its combining marks; full-width forms are ordinary ones.
     """
-    text = caption.lower().translate(_CURLY)
+    parts = split_unspaced(_normalized(caption))
+    dropped = _DROPPED_UNSPACED if any(is_character for _, is_character in parts) else _DROPPED
+    tokens = [token for part, is_character in parts for token in ([part] if is_character else _penn_tokens(part))]
+    return " ".join(token for token in tokens if token not in dropped)
+
+
+def _penn_tokens(text: str) -> list[str]:
+    text = text.translate(_CURLY)
     for bracket, word in _BRACKETS.items():
         text = text.replace(bracket, f" {word} ")
     text = text.replace('"', " '' ")
-    return " ".join(token for token in _TOKEN.findall(text) if token not in _DROPPED)
+    return _TOKEN.findall(text)
 
 
 def caption_metrics(
@@ -65,7 +82,7 @@ def caption_metrics(
         generated: one caption per item; may be empty strings.
         references: one or more captions per item.
         is_right: decides whether a caption of the item with that number is exactly right; by default it must
-            equal a reference, letter case and white space aside.
+            equal a reference, letter case, white space and full-width forms aside.
         meteor: also compute METEOR, which starts a Java program for several seconds.
 
     Returns:
@@ -94,6 +111,10 @@ def caption_metrics(
     answers = {index: [tokenize(caption)] for index, caption in enumerate(generated)}
     try:
         scores.update(_overlap(truth, answers))
+        scripts = unspaced_scripts(" ".join([*generated, *(caption for item in references for caption in item)]))
+        if scripts:
+            names = " and ".join([", ".join(scripts[:-1]), scripts[-1]] if scripts[1:] else scripts)
+            notes.append(f"BLEU, ROUGE-L, CIDEr-D and METEOR count characters, not words, of {names}")
         if len(generated) == 1:
             notes.append("CIDEr-D is 0 for a single item: it weighs words by how few items have them")
         if meteor:
@@ -104,7 +125,13 @@ def caption_metrics(
 
 
 def _plain(caption: str) -> str:
-    return " ".join(caption.lower().split())
+    return _GAP.sub("", " ".join(_normalized(caption).split()))
+
+
+def _normalized(caption: str) -> str:
+    """Lower case, composed characters (NFC), full-width and half-width forms as ordinary ones (NFKC)."""
+    text = _FULL_AND_HALF_WIDTH.sub(lambda found: unicodedata.normalize("NFKC", found[0]), replace_surrogates(caption))
+    return unicodedata.normalize("NFC", text.lower())
 
 
 def _overlap(truth: dict[int, list[str]], answers: dict[int, list[str]]) -> dict[str, float]:

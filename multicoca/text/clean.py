@@ -16,4 +16,9 @@ def clip_clean(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
+def replace_surrogates(text: str) -> str:
+    """Returns the text with a question mark for each lone surrogate, which the tokenizers library refuses."""
+    return text.encode(errors="replace").decode()
+
+
 CLEANERS: dict[str, Callable[[str], str]] = {"none": str, "clip": clip_clean}

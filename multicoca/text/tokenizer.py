@@ -12,12 +12,18 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from multicoca.text.clean import CLEANERS
+from multicoca.text.clean import CLEANERS, replace_surrogates
+from multicoca.text.scripts import CLUSTER, UNSPACED, character_starts
 
 _BEGIN, _END, _PAD = "<bos>", "<eos>", "<pad>"
+# GPT-2's expression, but each character of a script without spaces is a piece: no merge crosses it
+_PIECES = (
+    rf"{CLUSTER}|'s|'t|'re|'ve|'m|'ll|'d| ?[\p{{L}}&&[^{UNSPACED}]]+| ?[\p{{N}}&&[^{UNSPACED}]]+"
+    rf"| ?[^\s\p{{L}}\p{{N}}{UNSPACED}]+|\s+(?!\S)|\s+"
+)
 _LENGTH_MULTIPLE = 8  # few different lengths: kernels are prepared anew for every shape
 
 
@@ -26,7 +32,8 @@ class TextTokenizer:
 
     Args:
         tokenizer: puts one token before and one behind each text (its post-processor does).
-        context_length: the longest text in tokens, BOS and EOS included; longer ones are cut before EOS.
+        context_length: the longest text in tokens, BOS and EOS included; longer ones are cut before EOS, at the end
+            of a character.
         clean: what is done to texts first, a key of `multicoca.text.clean.CLEANERS`.
 
     Attributes:
@@ -59,10 +66,20 @@ class TextTokenizer:
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocab_size: int, context_length: int) -> TextTokenizer:
-        """Learns a lower-casing byte-level BPE; the vocabulary is smaller where the texts need less."""
+        """Learns a lower-casing byte-level BPE; the vocabulary is smaller where the texts need less.
+
+        Words of scripts without spaces are split into characters, so that new sentences need no new pieces.
+        """
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        # a first word is the same piece as a later one, which has a space before it
+        lead = [normalizers.Prepend(" "), normalizers.Replace(Regex(rf"\A (?=[ {UNSPACED}])"), "")]
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), *lead])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -70,7 +87,7 @@ class TextTokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(map(replace_surrogates, texts), trainer)
         enclose(tokenizer, _BEGIN, _END, _PAD)
         return cls(tokenizer, context_length)
 
@@ -108,7 +125,8 @@ class TextTokenizer:
             raise ValueError(f"got {texts!r}; expected a list of at least one text")
         words = self.context_length - 2
         rows = []
-        for encoding in self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False):
+        texts = [replace_surrogates(self._clean(text)) for text in texts]
+        for text, encoding in zip(texts, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
             if len(encoding.ids) > words and not self._has_cut:
                 self._has_cut = True
                 warnings.warn(
@@ -116,7 +134,7 @@ class TextTokenizer:
                     f"context length is {self.context_length}. This is said once",
                     stacklevel=2,
                 )
-            rows.append([self.begin_id, *encoding.ids[:words], self.end_id])
+            rows.append([self.begin_id, *encoding.ids[: _cut(text, encoding, words)], self.end_id])
         lengths = torch.tensor([len(row) for row in rows])
         width = min(-(-int(lengths.max()) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.context_length)
         ids = torch.full((len(rows), width), self.pad_id)
@@ -125,12 +143,26 @@ class TextTokenizer:
         return ids, lengths
 
     def decode(self, ids: Int[Tensor, "batch length"]) -> list[str]:
-        """Returns the texts, each up to its first EOS."""
+        """Returns the texts, each up to its first EOS and without an incomplete character at the end."""
         texts = []
         for row in ids.tolist():
             row = row[: row.index(self.end_id)] if self.end_id in row else row
-            texts.append(self._tokenizer.decode(row, skip_special_tokens=True).strip())
+            text = self._tokenizer.decode(row, skip_special_tokens=True)
+            texts.append(text.rstrip("\ufffd").strip())  # the decoder's sign for bytes that are no character
         return texts
+
+
+def _cut(text: str, encoding: Encoding, limit: int) -> int:
+    """Returns how many tokens of a text to use: at most `limit`, up to the end of a grapheme cluster.
+
+    A cluster that does not fit by itself is cut at the end of a code point.
+    """
+    spans = encoding.offsets
+    if len(spans) <= limit:
+        return len(spans)
+    whole = [number for number in range(limit, 0, -1) if spans[number - 1][1] <= spans[number][0]]
+    starts = character_starts(text)
+    return next((number for number in whole if spans[number][0] in starts), whole[0] if whole else 0)
 
 
 def enclose(tokenizer: Tokenizer, begin: str, end: str, pad: str) -> None:

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from multicoca import modality
+from multicoca import reading
 from multicoca.eval import captioning
 from multicoca.eval.captioning import caption_metrics, tokenize
 
@@ -38,6 +38,61 @@ REFERENCES = [
 )
 def test_words_are_split_as_the_penn_treebank_does(caption, words):
     assert tokenize(caption) == words
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("大红色圆，在左边。「好」……对吗？！", "大 红 色 圆 在 左 边 好 对 吗"),
+        ("一个 红色cube's 3.5米（大）：a；b、c", "一 个 红 色 cube 's 3.5 米 -lrb- 大 -rrb- a b c"),
+        ("赤いボール。ｶﾞｰﾙ か\u3099", "赤 い ボ ー ル ガ ー ル が"),
+        ("ลูกบอลสีแดง red ที่นี่", "ลู ก บ อ ล สี แ ด ง red ที่ นี่"),
+        ("ບານ\u200bສີແດງ", "ບ າ ນ ສີ ແ ດ ງ"),
+        ("ក្រហម\u200bខ្មែរ។", "ក្រ ហ ម ខ្មែ រ"),
+        ("မြန်မာကမ္ဘာ၊ စာ။", "မြ န် မာ က မ္ဘာ စာ"),
+        ("𠮷 葛\U000e0100", "𠮷 葛\U000e0100"),
+        ("빨간 공이 왼쪽에 있다.", "빨간 공이 왼쪽에 있다"),
+        ("\ud800 a \ud83d ball", "a ball"),
+    ],
+)
+def test_scripts_without_spaces_are_split_by_character(caption, words):
+    assert tokenize(caption) == words
+
+
+def test_a_perfect_chinese_caption_scores_one_and_the_result_names_the_script():
+    pytest.importorskip("pycocoevalcap")
+    captions = ["一个大红色圆在左边", "一个小蓝色方块在上面", "大红色圆"]
+    scores = caption_metrics(captions, [[f"{caption}。"] for caption in captions])
+    assert scores["bleu4"] == pytest.approx(1)
+    assert scores["rouge_l"] == 1
+    assert scores["cider_d"] == pytest.approx(10)
+    assert scores["notes"] == ["BLEU, ROUGE-L, CIDEr-D and METEOR count characters, not words, of Han"]
+    mixed = caption_metrics(["赤いボール", "ลูกบอล", "a ball"], [["赤い玉"], ["ลูกบอล"], ["a ball"]])
+    assert mixed["notes"][0].endswith("of Han, Hiragana, Katakana and Thai")
+
+
+def test_one_wrong_chinese_character_of_ten_costs_a_tenth():
+    pytest.importorskip("pycocoevalcap")
+    scores = caption_metrics(["一个大红色圆在左边呢"], [["一个大红色圆在右边呢"]])
+    assert scores["rouge_l"] == pytest.approx(0.9)
+    # 9 of 10 characters, 7 of 9 pairs, 5 of 8 threes, 4 of 7 fours
+    assert scores["bleu4"] == pytest.approx((9 / 10 * 7 / 9 * 5 / 8 * 4 / 7) ** 0.25)
+
+
+@pytest.mark.parametrize(
+    ("caption", "reference"),
+    [
+        ("一个大 红色圆", "一个大红色圆"),
+        ("大红色圆,在左边!", "大红色圆，在左边！"),
+        ("红色 Cube", "红色cube"),
+        ("か\u3099 ｶﾞ", "がガ"),
+        ("ក្រហម\u200bធំ", "ក្រហមធំ"),
+        ("cafe\u0301", "café"),
+    ],
+)
+def test_exact_match_takes_spellings_of_one_text_as_equal(caption, reference):
+    assert caption_metrics([caption], [[reference]])["exact_match"] == 1
+    assert caption_metrics([caption], [[reference + "x"]])["exact_match"] == 0
 
 
 def test_exact_match_ignores_case_and_white_space_only():
@@ -97,7 +152,7 @@ def test_without_the_package_exact_match_remains(monkeypatch):
     def missing(package):
         raise ImportError(f"No module named '{package}'")
 
-    monkeypatch.setattr(modality.importlib, "import_module", missing)
+    monkeypatch.setattr(reading.importlib, "import_module", missing)
     scores = caption_metrics(["a"], [["a"]])
     assert set(scores) == {"exact_match", "used", "notes"}
     assert "pip install 'multicoca[eval]'" in scores["notes"][0]
