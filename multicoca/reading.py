@@ -44,6 +44,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = " ".join(str(error).split())[:500]
+    if said and isinstance(error, (OSError, ValueError, SyntaxError)):
+        return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 

@@ -54,7 +54,7 @@ def test_an_invented_point_is_found(suffix, monkeypatch):
     for data in seeds(suffix):
         cloud = read_points(data, suffix)
         xyz = cloud.xyz.copy()
-        xyz[0, 1] += 0.123456789
+        xyz[0] += (0.123456789, 0.2, 10.1)
         monkeypatch.setitem(checks._READERS, suffix, lambda _, xyz=xyz: PointCloud(xyz))
         with pytest.raises(ViolationError):
             check(data, suffix)

@@ -107,7 +107,9 @@ def _header(data: bytes) -> tuple[str, list[Element], tuple[str, ...], int, int]
         words = line.split()
         try:
             if words[:1] == ["format"]:
-                encoding = words[1]
+                encoding, version = words[1:]
+                if version != "1.0":
+                    raise ValueError(version)
             elif words[:1] in (["comment"], ["obj_info"]):
                 comments.append(line.strip())
             elif words[:1] == ["element"]:

@@ -21,6 +21,7 @@ from multicoca.data.sources import Listing
 from multicoca.isolated import decode_timeout
 from multicoca.modality import Processor, Remarker, UnreadableFileError
 from multicoca.reading import refuse_broken
+from multicoca.text.scripts import count_words
 
 _CHUNK = 32  # items that a worker reads at a time
 _CHANGING = re.compile(r"b?'[^']*'|b?\"[^\"]*\"|\S*/\S+|[-+]?\d[\d.,]*")  # what differs between reasons of one kind
@@ -119,7 +120,7 @@ def _summary(
     for row in found:
         keys[row.key] += 1
         counts.append(len(row.texts))
-        words.extend(len(text.split()) for text in row.texts)
+        words.extend(count_words(text) for text in row.texts)
         tokens.extend(count_tokens(text) for text in row.texts if count_tokens is not None)
         if row.problem is not None:
             problems.append(row.problem)

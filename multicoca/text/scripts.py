@@ -56,6 +56,11 @@ def split_unspaced(text: str) -> list[tuple[str, bool]]:
     return [(part, _UNSPACED.match(part) is not None) for part in parts]
 
 
+def count_words(text: str) -> int:
+    """Returns the number of words of a text, each character of a script without spaces being one."""
+    return sum(1 if is_character else len(part.split()) for part, is_character in split_unspaced(text))
+
+
 def character_starts(text: str) -> set[int]:
     """Returns the indices at which a character (grapheme cluster) begins, and the length of the text."""
     parts = [part for part, _ in _SPLIT_ALL.pre_tokenize_str(text)]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-DEADLINE_S = 300
+from patience import DEADLINE_S
 
 
 def multicoca(folder: Path, *arguments: object, status: int = 0) -> str:

@@ -5,6 +5,7 @@ import time
 
 import psutil
 import pytest
+from patience import DEADLINE_S
 
 from multicoca.cli.cluster import Job, is_launcher, submit
 from multicoca.train.checkpoint import whole_checkpoints
@@ -41,7 +42,7 @@ def test_a_job_trains_on_two_ranks_and_is_queued_again_by_a_signal(tmp_path, mon
 
 
 def wait_for(job, words: str) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + DEADLINE_S
     while words not in (said := "".join(file.read_text() for file in (job.paths.stdout, job.paths.stderr)
                                         if file.is_file())):  # fmt: skip
         assert time.monotonic() < until, said[-2000:]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import DEADLINE_S
 
 ROOT = Path(__file__).parent.parent.parent
 SIGNAL = ROOT / "tests" / "multicoca_signal"
@@ -17,7 +18,6 @@ TINY = [
     "data.source.train_items=48", "data.source.test_items=12", "data.source.composition_items=4", "data.batch_size=16",
     "train.precision=fp32", "evaluation.gallery=8", "evaluation.draws=2", "evaluation.probe_items=4",
 ]  # fmt: skip
-DEADLINE_S = 240
 
 
 @pytest.fixture(scope="module")

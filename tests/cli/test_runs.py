@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from patience import DEADLINE_S
 
 from multicoca.cli.runs import opened_run
 from multicoca.config import Config
@@ -101,7 +102,7 @@ def test_sigterm_to_all_processes_of_a_group_saves_with_data_workers_too(tmp_pat
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
         )
-    until = time.monotonic() + 120
+    until = time.monotonic() + DEADLINE_S
     try:
         while "2/100000" not in log.read_text():
             assert process.poll() is None, log.read_text()[-2000:]

@@ -10,7 +10,7 @@ import torch
 from multicoca.distributed.collectives import rank, sum_over_ranks
 from multicoca.distributed.setup import distributed, naming_lost_ranks
 
-with distributed(torch.device("cpu"), timeout_s=5.0), naming_lost_ranks():
+with distributed(torch.device("cpu"), timeout_s=15.0), naming_lost_ranks():
     sum_over_ranks(torch.ones(1))
     if rank() == 1:
         Path(sys.argv[1]).write_text("met")

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import DEADLINE_S
+
 TESTS = Path(__file__).parents[1]
 
 
-def run_ranks(worker: Path, world_size: int, *arguments: str, deadline_s: float = 180) -> None:
+def run_ranks(worker: Path, world_size: int, *arguments: str, deadline_s: float = DEADLINE_S) -> None:
     """Returns when all ranks have ended well; a rank that fails or hangs is an error."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -16,4 +16,4 @@ def test_contrastive_losses_compile_into_one_graph(world_size):
     not any(map(shutil.which, ("g++", "clang++"))), reason="torch compiles for CPUs with a C++ compiler"
 )
 def test_compiled_blocks_give_the_gradients_of_plain_ones():
-    run_ranks(Path(__file__).with_name("compiled_blocks_worker.py"), 2, deadline_s=300)
+    run_ranks(Path(__file__).with_name("compiled_blocks_worker.py"), 2)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import DEADLINE_S
 from ranks import TESTS, run_ranks
 
 WORKER = Path(__file__).with_name("hang_worker.py")
@@ -23,7 +24,7 @@ def test_a_rank_that_hangs_is_named_by_the_one_that_waits(tmp_path):
         for rank in range(2)
     ]
     try:
-        errors = ranks[0].communicate(timeout=90)[1]
+        errors = ranks[0].communicate(timeout=DEADLINE_S)[1]
         assert (tmp_path / "met").is_file(), errors
         assert ranks[0].returncode not in (0, None)
         assert "rank 0 of 2 waited in vain" in errors, errors
@@ -37,4 +38,4 @@ def test_a_rank_that_hangs_is_named_by_the_one_that_waits(tmp_path):
 
 
 def test_ranks_wait_for_the_first_one_however_long_it_takes():
-    run_ranks(Path(__file__).with_name("patience_worker.py"), 2, deadline_s=60)
+    run_ranks(Path(__file__).with_name("patience_worker.py"), 2)

@@ -35,7 +35,7 @@ def test_an_unknown_strategy_is_named():
 
 
 def test_every_experiment_takes_a_step_on_64_ranks():
-    run_ranks(Path(__file__).with_name("dry_run_worker.py"), 1, deadline_s=240)
+    run_ranks(Path(__file__).with_name("dry_run_worker.py"), 1)
 
 
 def test_alone_fsdp_shares_nothing_and_says_so():

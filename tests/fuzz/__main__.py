@@ -21,6 +21,7 @@ from fuzz.mutations import mutated, recipes
 from fuzz.seeds import SUFFIXES, seeds
 
 KEPT = Path(__file__).parent.parent / "cases" / "fuzz"
+_QUIET = {"suppress_health_check": list(HealthCheck), "print_blob": False}
 _ROUND = 25  # files of a kind before the next kind has its turn
 
 

@@ -28,6 +28,7 @@ from multicoca.reading import UnreadableFileError
 
 MOST_SECONDS = 10.0
 MOST_BYTES = 2**30
+_FLOATS = ("<f4", "<f8", ">f4", ">f8")
 _IMAGES, _VIDEOS, _CLOUDS = ImageProcessor(size_px=32), VideoProcessor(size_px=32, num_frames=4), PointsProcessor()
 
 
@@ -141,11 +142,12 @@ def _check_ply(data: bytes, cloud) -> None:
         ply = plyfile.PlyData.read(io.BytesIO(data))
         fields = {prop.name.lower(): ply["vertex"][prop.name] for prop in ply["vertex"].properties}
         xyz = np.stack([np.asarray(fields[axis], np.float64) for axis in "xyz"], axis=1)
-    except Exception as error:
+    except Exception:
         if b"format ascii" in data[:200]:
             _only_numbers_of_the_text(data, cloud)  # plyfile wants each number in the form of its type
-            return
-        raise ViolationError(f".ply: read, but plyfile refuses it: {error}") from error
+        else:
+            _only_numbers_of_the_bytes(data, cloud)  # and ASCII in comments
+        return
     faces = [np.asarray(row) for element in ply.elements if element.name == "face" for prop in element.properties
              if prop.name in ("vertex_indices", "vertex_index") for row in element[prop.name]]  # fmt: skip
     triangles = [(face[0], face[i], face[i + 1]) for face in faces for i in range(1, len(face) - 1)]
@@ -185,7 +187,7 @@ def _only_numbers_of_the_text(data: bytes, cloud) -> None:
 def _only_numbers_of_the_bytes(data: bytes, cloud) -> None:
     for row in cloud.xyz:
         for value in row:
-            if not any(value.astype(kind).tobytes() in data for kind in ("<f4", "<f8")) and value != np.rint(value):
+            if not any(value.astype(kind).tobytes() in data for kind in _FLOATS) and value != np.rint(value):
                 raise ViolationError(f"the bytes hold no {value}")
 
 

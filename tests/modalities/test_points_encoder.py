@@ -41,11 +41,7 @@ def test_farthest_points_equal_the_naive_loop(batch):
         assert indices[cloud].tolist() == naive_farthest(xyz[cloud], 20)
 
 
-def test_farthest_points_equal_open3d():
-    pytest.importorskip("libusb_package")
-    from multicoca_points import load_open3d
-
-    open3d = load_open3d()
+def test_farthest_points_equal_open3d(open3d):
     xyz = random_points(1, 400)
     indices, _ = farthest_point_sample(xyz, 50)
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(xyz[0].double().numpy()))

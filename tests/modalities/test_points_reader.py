@@ -12,9 +12,9 @@ import pytest
 trimesh = pytest.importorskip("trimesh")
 
 import multicoca_points.open3d_loader as loader  # noqa: E402
-from multicoca_points.open3d_loader import load_open3d  # noqa: E402
 from multicoca_points.ply import write_ply  # noqa: E402
 from multicoca_points.reader import SUFFIXES, read_points  # noqa: E402
+from patience import DEADLINE_S
 from PIL import Image  # noqa: E402
 
 from multicoca.modality import UnreadableFileError  # noqa: E402
@@ -29,17 +29,20 @@ def points() -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(NUM_POINTS, 3)).astype(np.float32), colors.astype(np.float32)
 
 
-def open3d_cloud(xyz: np.ndarray, rgb: np.ndarray | None):
-    open3d = load_open3d()
+def open3d_cloud(open3d, xyz: np.ndarray, rgb: np.ndarray | None):
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(xyz.astype(np.float64)))
     if rgb is not None:
         cloud.colors = open3d.utility.Vector3dVector(rgb.astype(np.float64))
     return cloud
 
 
-def write_with_open3d(path: Path, xyz: np.ndarray, rgb: np.ndarray | None, **options: bool) -> Path:
-    assert load_open3d().io.write_point_cloud(str(path), open3d_cloud(xyz, rgb), **options)
-    return path
+@pytest.fixture
+def write_with_open3d(open3d):
+    def write(path: Path, xyz: np.ndarray, rgb: np.ndarray | None, **options: bool) -> Path:
+        assert open3d.io.write_point_cloud(str(path), open3d_cloud(open3d, xyz, rgb), **options)
+        return path
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def write_with_open3d(path: Path, xyz: np.ndarray, rgb: np.ndarray | None, **opt
     ],
 )
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_scans_round_trip(tmp_path, points, suffix, options, colored, as_bytes):
+def test_scans_round_trip(write_with_open3d, tmp_path, points, suffix, options, colored, as_bytes):
     xyz, rgb = points[0], points[1] if colored else None
     path = write_with_open3d(tmp_path / f"scan{suffix}", xyz, rgb, **options)
     cloud = read_points(path.read_bytes(), suffix) if as_bytes else read_points(path)
@@ -214,7 +217,7 @@ def test_missing_files_are_unreadable(tmp_path, suffix):
     [(".ply", {}), (".ply", {"write_ascii": True}), (".pcd", {}), (".pcd", {"write_ascii": True}), (".pts", {})],
 )
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.99])
-def test_cut_off_scans_are_unreadable(tmp_path, points, suffix, options, share):
+def test_cut_off_scans_are_unreadable(write_with_open3d, tmp_path, points, suffix, options, share):
     path = write_with_open3d(tmp_path / f"whole{suffix}", *points, **options)
     content = path.read_bytes()
     with pytest.raises(UnreadableFileError):
@@ -266,7 +269,7 @@ def test_a_ply_without_points_is_unreadable():
         read_points(write_ply(np.zeros((0, 3)), np.zeros((0, 3))), ".ply")
 
 
-def test_reading_says_nothing_on_the_console(points, capfd, tmp_path):
+def test_reading_says_nothing_on_the_console(write_with_open3d, points, capfd, tmp_path):
     path = write_with_open3d(tmp_path / "scan.pts", *points)  # open3d warns whenever it reads this format
     read_points(path)
     with pytest.raises(UnreadableFileError):
@@ -275,7 +278,9 @@ def test_reading_says_nothing_on_the_console(points, capfd, tmp_path):
 
 
 def _run_python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+    ).stdout
 
 
 def test_importing_the_package_imports_no_reader():
@@ -284,6 +289,7 @@ def test_importing_the_package_imports_no_reader():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the loaded libraries from /proc")
+@pytest.mark.usefixtures("open3d")
 def test_open3d_uses_the_libusb_that_the_package_carries():
     code = (
         "from multicoca_points import load_open3d; load_open3d()\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from multicoca_video import open_video
+from patience import DEADLINE_S
 from PIL import Image
 
 from multicoca.modality import UnreadableFileError
@@ -174,8 +175,10 @@ def test_file_on_which_decord_hangs_is_read(tmp_path):
     quiet = ["ffmpeg", "-y", "-v", "error"]
     whole, cut = str(tmp_path / "whole.mp4"), tmp_path / "cut.mp4"
     make = "-f lavfi -i testsrc2=size=320x240:rate=30:duration=10 -c:v libx264 -preset veryfast -g 250 -sc_threshold 0"
-    subprocess.run([*quiet, *make.split(), "-pix_fmt", "yuv420p", whole], check=True, timeout=60)
-    subprocess.run([*quiet, "-ss", "7", "-i", whole, "-t", "1.5", "-c", "copy", str(cut)], check=True, timeout=60)
+    subprocess.run([*quiet, *make.split(), "-pix_fmt", "yuv420p", whole], check=True, timeout=DEADLINE_S)
+    subprocess.run(
+        [*quiet, "-ss", "7", "-i", whole, "-t", "1.5", "-c", "copy", str(cut)], check=True, timeout=DEADLINE_S
+    )
     assert len(_numbers_in_subprocess(cut)) == 1 + 47
     shown = open_video(cut, BOTH).frames(range(47))
     expected = open_video(Path(whole), ONLY_PYAV).frames(range(210, 257))
@@ -185,13 +188,13 @@ def test_file_on_which_decord_hangs_is_read(tmp_path):
 def _numbers_in_subprocess(file):
     """Reads all frames where a hang can be ended: returns the backend, then the number of each frame."""
     code = (
-        f"import sys; sys.path.insert(0, {str(__file__).rpartition('/')[0]!r})\n"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parents[i]) for i in (0, 1)]!r}\n"
         "from test_video_reader import number_of, open_video\n"
         f"video = open_video(open({str(file)!r}, 'rb').read())\n"
         "frames = video.frames(range(video.num_frames))\n"
         "print(video.backend, *map(number_of, frames))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     return done.stdout.split()
 
 
@@ -286,5 +289,5 @@ def test_importing_the_package_imports_no_optional_package():
     code = (
         "import sys, multicoca_video; print([n for n in ('av', 'decord', 'pytorchvideo', 'timm') if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from multicoca.convert.clip_tokenizer import clip_tokenizer
+from multicoca.text.scripts import count_words
 from multicoca.text.tokenizer import TextTokenizer, enclose
 
 TEXTS = ["a red ball", "a blue cube left of a red ball", "naïve café — ok!"]
@@ -262,3 +263,10 @@ def test_odd_texts_are_tokens_of_whole_characters():
             ids, lengths = tokenizer([text])
             part = tokenizer._tokenizer.decode(ids[0, 1 : lengths[0] - 1].tolist())
             assert "\ufffd" not in part
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("a red cube", 3), ("红色的球", 4), ("a 红色 cube", 4), ("", 0), ("빨간 공", 2)]
+)
+def test_words_are_counted_by_character_where_nothing_is_between_them(text, words):
+    assert count_words(text) == words

@@ -143,7 +143,7 @@ def test_no_room_for_a_checkpoint_says_what_is_left(tmp_path):
 
 def test_a_run_goes_on_with_two_four_and_one_ranks(tmp_path):
     for world_size, last in ((2, 2), (4, 4)):
-        run_ranks(WORKER, world_size, str(tmp_path), str(last), deadline_s=120)
+        run_ranks(WORKER, world_size, str(tmp_path), str(last))
     run = Run(tmp_path / "checkpoints")
     assert run.checkpoints.load_latest()[0] == 4
     resumed = [*torch.load(tmp_path / "losses_2.pt"), *torch.load(tmp_path / "losses_4.pt"), *run.steps(4, 6)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from patience import DEADLINE_S
 from safetensors.torch import load_file
 
 SETTINGS = [
@@ -18,7 +19,6 @@ SETTINGS = [
     "model.width=32", "model.num_heads=2", "model.mlp_width=64", "evaluation.gallery=4", "evaluation.draws=1",
     "train.keep_last=1000", "optim.ema_decay=0.9",
 ]  # fmt: skip
-DEADLINE_S = 150
 
 
 def start(folder: Path, ranks: int, *changes: str) -> subprocess.Popen:
