@@ -50,10 +50,11 @@ def step(
     loss: LossConfig,
     autocast: torch.dtype | None = None,
     parallel: ParallelConfig | None = None,
+    muon_dtype: torch.dtype = torch.bfloat16,
 ) -> Callable[[], None]:
     """Returns a function that takes one optimizer step."""
     engine = parallelize(network.train(), parallel or ParallelConfig(), batches[0].ids.device, autocast)
-    optimizers, parameters = build_optimizers(network, optim), list(network.parameters())
+    optimizers, parameters = build_optimizers(network, optim, muon_dtype), list(network.parameters())
 
     def run() -> None:
         accumulate_gradients(engine, batches, loss, autocast)

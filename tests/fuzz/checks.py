@@ -56,7 +56,12 @@ def check(data: bytes, suffix: str) -> bool:
     if grown > MOST_BYTES:
         raise ViolationError(f"{suffix}: it took {grown / 2**20:.0f} MiB")
     if result is not None and suffix in _ORACLES:
-        _ORACLES[suffix](data, result)
+        try:
+            _ORACLES[suffix](data, result)
+        except ViolationError:
+            raise
+        except Exception as error:
+            raise ViolationError(f"{suffix}: it was read, and another parser refuses it: {error}") from error
     return result is not None
 
 
@@ -143,7 +148,7 @@ def _check_ply(data: bytes, cloud) -> None:
         fields = {prop.name.lower(): ply["vertex"][prop.name] for prop in ply["vertex"].properties}
         xyz = np.stack([np.asarray(fields[axis], np.float64) for axis in "xyz"], axis=1)
     except Exception:
-        if b"format ascii" in data[:200]:
+        if b"ascii" in data[:200]:
             _only_numbers_of_the_text(data, cloud)  # plyfile wants each number in the form of its type
         else:
             _only_numbers_of_the_bytes(data, cloud)  # and ASCII in comments
