@@ -54,3 +54,14 @@ def pairs() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     inputs = {"x": torch.randn(5, 7, 6, generator=generator)}
     ids = torch.randint(3, VOCAB, (5, 9), generator=generator)
     return inputs, ids, torch.tensor([9, 4, 2, 7, 3])
+
+
+@pytest.fixture
+def open3d():
+    """The module open3d; a test that needs it is skipped where a library that it links is missing."""
+    from multicoca_points import load_open3d
+
+    try:
+        return load_open3d()
+    except ImportError as error:
+        pytest.skip(str(error))
