@@ -1,5 +1,7 @@
 """The contract, for every modality of this project, on files that it draws itself."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import VectorEncoder
@@ -15,18 +17,23 @@ from multicoca.tokens import Tokens
 
 
 @pytest.fixture(scope="module")
-def modalities() -> dict[str, Modality]:
-    return build_modalities(compose_config("train", []).modalities)
+def specs() -> dict[str, Any]:
+    return compose_config("train", []).modalities
+
+
+@pytest.fixture(scope="module")
+def modalities(specs) -> dict[str, Modality]:
+    return build_modalities(specs)
 
 
 @pytest.mark.parametrize("name", ["image", "video", "points"])
-def test_the_contract_holds(name, modalities, tmp_path):
+def test_the_contract_holds(name, specs, modalities, tmp_path):
     processor = modalities[name].processor
     files = []
     for index in range(3):
         files.append(tmp_path / f"{index}{processor.scene_suffix}")
         files[-1].write_bytes(processor.render(draw_scene(0, "train", index)))
-    check_modality(modalities[name], files)
+    check_modality(modalities[name], files, lambda: build_modalities(specs, seed=1)[name].encoder)
 
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -51,7 +58,7 @@ def test_the_contract_holds_for_encoders_of_timm(kind: type[nn.Module], name, se
         files.append(tmp_path / f"{index}.jpg")
         files[-1].write_bytes(processor.render(draw_scene(0, "train", index)))
     torch.manual_seed(0)
-    check_modality(Modality("image", processor, kind(name, **settings)), files)
+    check_modality(Modality("image", processor, kind(name, **settings)), files, lambda: kind(name, **settings))
 
 
 class _Leaky(VectorEncoder):
