@@ -20,7 +20,8 @@ def check_training(modality: Modality, inputs: dict[str, Tensor]) -> None:
     model = CoCa(config, {modality.name: copy.deepcopy(modality.encoder)}, 20, torch.Generator().manual_seed(0))
     rows = len(next(iter(inputs.values())))
     ids = torch.randint(0, 20, (rows, 6), generator=torch.Generator().manual_seed(1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    # AdamW moves every weight by about the rate: with 1e-4, a layer of thousands of inputs overshoots at first
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     losses = []
     for _ in range(4):
         outputs = model(modality.name, inputs, ids, torch.full((rows,), 6))
@@ -36,4 +37,4 @@ def check_training(modality: Modality, inputs: dict[str, Tensor]) -> None:
             assert all(p.grad.isfinite().all() for _, p in named), "gradients must be finite"
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0], "training must lower the loss on its own batch"
+    assert losses[-1] < losses[0], f"training must lower the loss on its own batch; got {losses}"
