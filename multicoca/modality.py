@@ -46,20 +46,27 @@ class Processor(Protocol):
         """Reads a file. `suffix` names the format when `file` is bytes.
 
         Raises:
-            UnreadableFileError: the file is missing, broken, empty or of another kind.
+            UnreadableFileError: the file is missing, broken, empty or of another kind. Where `decode` only opens the
+                file, `preprocess` raises it.
         """
         ...
 
     def preprocess(self, raw: Any, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
-        """Turns what `decode` gave into one sample. All randomness comes from `generator`."""
+        """Turns what `decode` gave into one sample and leaves `raw` as it was. All randomness is from `generator`."""
         ...
 
     def collate(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Joins samples into the encoder's inputs, padding with a mask where sizes differ."""
+        """Joins samples into the encoder's inputs, padding with a mask where sizes differ.
+
+        A boolean input [batch, length, ...] is a mask: True marks what is real. Other flags have another type.
+        """
         ...
 
     def thumbnail(self, raw: Any) -> Image:
-        """Draws a small RGB picture of what `decode` gave, for reports and TensorBoard."""
+        """Draws an RGB picture of at most 1024 x 1024 pixels in all, for reports and TensorBoard.
+
+        It leaves `raw` as it was, as do `show` and `remarks`.
+        """
         ...
 
 
@@ -105,12 +112,17 @@ class Remarker(Protocol):
 class Encoder(Protocol):
     """An `nn.Module` from a modality's inputs to `Tokens`.
 
+    A sample's tokens depend on that sample alone: not on the others of its batch, in training as in evaluation (no
+    BatchNorm, unless it is frozen), and not on what the inputs hold where their mask is False. All that the tokens
+    depend on is in the state_dict or follows from the constructor's arguments.
+
     Where its constructor has arguments `pretrained` and `checkpoint`, they name weights to begin with; a model folder,
     which has weights of its own, leaves them out.
 
     Attributes:
         width: the size of the token vectors.
-        blocks: the units for activation checkpointing, compilation, sharding and layer-wise learning rates.
+        blocks: the units for activation checkpointing, compilation, sharding and layer-wise learning rates; at least
+            one, each a module of the encoder.
     """
 
     width: int

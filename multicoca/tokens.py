@@ -19,7 +19,8 @@ class Tokens:
     Attributes:
         values: the token vectors.
         mask: True marks a real token, False marks padding; None means that all are real.
-        grid: (height, width) or (frames, height, width) when the tokens lie on a grid, None for a set.
+        grid: (height, width) or (frames, height, width) when the tokens lie on a grid, the last side varying
+            fastest; None for a set.
     """
 
     values: Float[Tensor, "batch tokens width"]
