@@ -112,6 +112,8 @@ def _header(data: bytes) -> tuple[str, list[Element], tuple[str, ...], int, int]
                     raise ValueError(version)
             elif words[:1] in (["comment"], ["obj_info"]):
                 comments.append(line.strip())
+            elif not line.isascii():
+                raise ValueError(line)
             elif words[:1] == ["element"]:
                 elements.append((words[1], int(words[2]), []))
             elif words[:1] == ["property"]:

@@ -151,7 +151,7 @@ def _check_ply(data: bytes, cloud) -> None:
     except Exception:
         if b"ascii" in data[:200]:
             _only_numbers_of_the_text(data, cloud)  # plyfile wants each number in the form of its type
-        else:
+        elif b"element face" not in data:
             _only_numbers_of_the_bytes(data, cloud)  # and ASCII in comments
         return
     faces = [np.asarray(row) for element in ply.elements if element.name == "face" for prop in element.properties
