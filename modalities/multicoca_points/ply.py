@@ -168,9 +168,8 @@ class _Binary:
     def _rows(self, element: Element, dtype: np.dtype) -> Columns:
         size, held = element.count * dtype.itemsize, len(self.data) - self.place
         if size > held:
-            raise UnreadableFileError(
-                f"it is cut off: {element.count} rows of '{element.name}' take {size} bytes, {held} are there"
-            )
+            rows = "its points" if element.name == "vertex" else f"its {element.count} rows of '{element.name}'"
+            raise UnreadableFileError(f"it is cut off: {rows} take {size} bytes, {held} are there")
         rows = np.frombuffer(self.data, dtype, element.count, self.place) if size else np.empty(0, dtype)
         self.place += size
         return {name: _native(rows[name]) for name in dtype.names or ()}

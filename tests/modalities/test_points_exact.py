@@ -399,7 +399,7 @@ def test_every_end_of_line_of_a_ply_header(end):
         (ply_of("ascii", 2, b"1 2\n4 5 6\n"), "line 9 has 3 values"),
         (ply_of("ascii", 2, b"1 2 3 4\n4 5 6 7\n"), "rows of 'vertex' hold 4 values"),
         (ply_of("binary_little_endian", 1, ROWS.tobytes()), "12 bytes follow"),
-        (ply_of("binary_little_endian", 3, ROWS.tobytes()), "take 36 bytes, 24 are there"),
+        (ply_of("binary_little_endian", 3, ROWS.tobytes()), "its points take 36 bytes, 24 are there"),
         (ply_of("binary_little_endian", 10**12, ROWS.tobytes()), "it is cut off"),
         (ply_of("ascii", 2, b"1 2 3\n4 5 6\n3 0 1 5\n", "element face 1|property list uchar int vertex_indices"),
          "names a vertex outside"),
