@@ -58,10 +58,9 @@ def decode_image(data: bytes, max_pixels: int, name: str = "the image") -> Image
     kind, reader = _find_reader(data, name)
     with refuse_broken(f"{name} is a broken {kind} file"):
         try:
-            return _decode(reader, data, max_pixels)
-        except UnreadableFileError:
-            raise
-        except Exception:  # whatever Pillow raises: the picture may be whole where something beside it is not
+            with refuse_broken():
+                return _decode(reader, data, max_pixels)
+        except UnreadableFileError:  # the picture may be whole where something beside it is not
             repaired = _REPAIRS[kind](data) if kind in _REPAIRS else None
             if repaired is None:
                 raise
@@ -92,8 +91,9 @@ def _find_reader(data: bytes, name: str) -> tuple[str, type[ImageFile]]:
 
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # whatever its parser raises: a picture with unreadable EXIF has no orientation
+        with refuse_broken():
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except UnreadableFileError:  # a picture with unreadable EXIF is still a picture; it has no orientation then
         orientation = 1
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from PIL import Image
 
-from multicoca.reading import UnreadableFileError, describe
+from multicoca.reading import UnreadableFileError, refuse_broken
 from multicoca_points.cloud import PointCloud
 from multicoca_points.colors import unit_colors
 from multicoca_points.surface import Surface
@@ -209,10 +209,10 @@ def _diffuse(words: str) -> tuple[float, float, float] | None:
 
 def _texture(folder: Path, name: str) -> tuple[Image.Image | None, tuple[str, ...]]:
     try:
-        image = Image.open(
-            io.BytesIO((folder / (name if (folder / name).is_file() else name.split()[-1])).read_bytes())
-        )
-        image.load()
-    except Exception as error:  # whatever an image decoder raises, the shape of the scene is still known
-        return None, (f"a texture cannot be read and is no colour: {describe(error)}",)
-    return image, ()
+        with refuse_broken():
+            file = folder / name if (folder / name).is_file() else folder / name.split()[-1]  # options may go before
+            image = Image.open(io.BytesIO(file.read_bytes()))
+            image.load()
+            return image, ()
+    except UnreadableFileError as error:  # the shape of the scene is still known
+        return None, (f"a texture cannot be read and is no colour: {error}",)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from multicoca.reading import UnreadableFileError, describe, require
+from multicoca.reading import UnreadableFileError, refuse_broken, require
 from multicoca_points.cloud import PointCloud
 
 _FARTHEST = 1e12  # squares of it still have room in float64
@@ -64,14 +64,13 @@ class Surface:
         if self.face_rgb is not None:
             parts.append(self.face_rgb[triangles])
         if self.uv is not None and self.image is not None:
+            color = require("trimesh.visual.color", "points")
+            place = np.einsum("nc,ncd->nd", weights, self.uv[triangles])
             try:
-                color = require("trimesh.visual.color", "points")
-                place = np.einsum("nc,ncd->nd", weights, self.uv[triangles])
-                parts.append(color.uv_to_color(place, self.image)[:, :3] / 255)
-            except (ImportError, MemoryError):
-                raise
-            except Exception as error:  # whatever an image decoder raises, the shape of the scene is still known
-                remarks = (*remarks, f"a texture cannot be read and is no colour: {describe(error)}")
+                with refuse_broken():
+                    parts.append(color.uv_to_color(place, self.image)[:, :3] / 255)
+            except UnreadableFileError as error:  # the shape of the scene is still known
+                remarks = (*remarks, f"a texture cannot be read and is no colour: {error}")
                 return xyz, np.full((len(xyz), 3), np.nan, np.float32), remarks
         if self.factor is not None:
             parts.append(np.broadcast_to(self.factor, (len(xyz), 3)))
