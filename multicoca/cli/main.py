@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.metadata import version
 
 COMMANDS = {
     "train": "train a model; without arguments on the built-in shapes world, in minutes",
@@ -31,9 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("usage: multicoca COMMAND [ARGUMENTS]\n")
         for name, says in COMMANDS.items():
             print(f"  {name:<10}{says}")
-        print("\nmulticoca COMMAND --help tells more.")
+        print("\nmulticoca COMMAND --help tells more; multicoca --version says which version this is.")
         return 0 if arguments else 2
     command, *rest = arguments
+    if command == "--version":
+        print(f"multicoca {version('multicoca')}")
+        return 0
     if command not in COMMANDS:
         print(f"multicoca: there is no command '{command}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
