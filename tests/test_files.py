@@ -40,9 +40,14 @@ def test_a_file_that_is_replaced_passes_its_permissions_on(tmp_path):
 
 def test_after_an_error_the_file_is_as_it_was_and_nothing_is_left(tmp_path):
     write_text(tmp_path / "a.txt", "first")
-    with pytest.raises(RuntimeError), written_aside(tmp_path / "a.txt") as aside:
-        aside.write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with written_aside(tmp_path / "a.txt") as aside:
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "first"
 
