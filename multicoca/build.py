@@ -1,8 +1,8 @@
 """From plain configuration to objects: `_target_` names what to build, everything else is its arguments.
 
-Only targets under `multicoca.`, `torch.optim.` and installed modality packages are built, so that a model's
-config.yaml from elsewhere cannot run anything else. `_encoder_of_: NAME` stands for the encoder of another
-modality, which makes sharing it a matter of configuration; null takes it back.
+Only what is meant to be built is: the sources named here, and an installed modality package's own classes and what
+its `__all__` names. So the config.yaml of a model from elsewhere cannot call anything else. `_encoder_of_: NAME` stands
+for the encoder of another modality, which makes sharing it a matter of configuration; null takes it back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ import torch
 from multicoca.modality import Modality, installed_modalities
 
 TARGET, ENCODER_OF = "_target_", "_encoder_of_"
+SOURCES = (
+    "multicoca.data.shapes.source.ShapesWorld",
+    "multicoca.data.sources.Folder",
+    "multicoca.data.together.Together",
+    "multicoca.data.webdataset.WebDataset",
+)
 
 
 def build(spec: Any, encoders: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
@@ -54,14 +60,23 @@ def find_target(path: str) -> Any:
     Raises:
         ValueError: it is not allowed, or there is no such thing.
     """
-    packages = ["multicoca", "torch.optim", *sorted({point.value for point in installed_modalities().values()})]
-    if not any(path.startswith(package + ".") for package in packages):
-        raise ValueError(f"the target '{path}' is not allowed; targets begin with {', '.join(packages)}")
-    module, _, name = path.rpartition(".")
+    module_name, _, name = path.rpartition(".")
+    packages = sorted({point.value for point in installed_modalities().values()})
+    package = next((own for own in packages if f"{module_name}.".startswith(f"{own}.")), None)
+    if path not in SOURCES and package is None:
+        raise ValueError(
+            f"the target '{path}' is not allowed; allowed are {', '.join(SOURCES)} and what {', '.join(packages)} bring"
+        )
     try:
-        return getattr(importlib.import_module(module), name)
+        module = importlib.import_module(module_name)
+        found = getattr(module, name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the target '{path}' does not exist ({error})") from error
+    is_exported = module_name == package and name in getattr(module, "__all__", ())
+    is_own_class = inspect.isclass(found) and f"{found.__module__}.".startswith(f"{package}.")
+    if path in SOURCES or is_exported or is_own_class:
+        return found
+    raise ValueError(f"the target '{path}' is not allowed; of {package}, its classes and what its __all__ names are")
 
 
 def build_modalities(specs: Mapping[str, Any], seed: int = 0) -> dict[str, Modality]:

@@ -4,6 +4,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import multicoca_configs
 import pytest
 import torch
 
@@ -69,9 +70,49 @@ def test_a_wrong_override_is_an_error_that_names_it(override, message):
         compose_config("train", [override])
 
 
-@pytest.mark.parametrize("target", ["os.system", "subprocess.run", "multicoca", "torch.load"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.run",
+        "multicoca",
+        "torch.load",
+        "torch.optim.AdamW",
+        "multicoca.distributed.launch.run_processes",
+        "multicoca.isolated.run_isolated",
+        "multicoca.build.importlib.import_module",
+        "multicoca_video.frames_decord.run_isolated",
+        "multicoca_video.reader.Path",
+        "multicoca_image_other.Thing",
+    ],
+)
 def test_only_allowed_targets_are_built(target):
     with pytest.raises(ValueError, match="not allowed"):
+        find_target(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "multicoca.data.sources.Folder",
+        "multicoca_points.PointEncoder",
+        "multicoca_points.encoder.PointEncoder",
+        "multicoca_image.timm_processor",
+    ],
+)
+def test_sources_and_what_modality_packages_bring_are_built(target):
+    assert find_target(target).__name__ == target.rpartition(".")[2]
+
+
+def test_every_target_of_the_configurations_is_allowed():
+    targets = [
+        line.split(":", 1)[1].split("#")[0].strip()
+        for path in Path(multicoca_configs.__file__).parent.rglob("*.yaml")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith("_target_:")
+    ]
+    assert len(targets) > 10
+    for target in targets:
         find_target(target)
 
 
