@@ -14,10 +14,16 @@ import subprocess
 import sys
 import time
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: Slurm's, by agreement
+# a closed terminal sends SIGHUP; SIGUSR1 and SIGUSR2 are Slurm's, by agreement
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _MAX_PROCESSES = 8  # beyond it, each more process costs more memory than it saves time
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _GRACE_S = 60.0  # for the others, once one process has ended with an error
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """Returns the signals that end a run, but for those that this process ignores, as under nohup."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def available_cores() -> int:
@@ -86,7 +92,7 @@ def run_processes(arguments: list[str], count: int) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, pass_on) for number in heeded_signals()}
     try:
         return _wait(ranks)
     finally:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from multicoca.distributed.collectives import sum_over_ranks, world_size
-from multicoca.distributed.launch import STOP_SIGNALS
+from multicoca.distributed.launch import STOP_SIGNALS, heeded_signals
 
 
 class Stopped(BaseException):
@@ -29,7 +29,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         self.number: int | None = None
-        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._previous = {number: signal.signal(number, self._note) for number in heeded_signals()}
         return self
 
     def _note(self, number: int, interrupted: object) -> None:
@@ -58,7 +58,7 @@ def stopping_at_once() -> Iterator[None]:
         del interrupted
         raise Stopped(number)
 
-    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, stop) for number in heeded_signals()}
     try:
         yield
     finally:

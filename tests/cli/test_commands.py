@@ -144,7 +144,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(place):
         assert time.monotonic() < deadline, "training did not start"
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM
     saved = [path.name for path in (folder / "runs" / "stopped" / "checkpoints").iterdir()]
     assert len(saved) == 1
     step = int(saved[0].removeprefix("step_"))
@@ -169,7 +169,8 @@ def test_your_own_folder_with_broken_files(place):
     common = ["train", "data=folder", f"data.root={data}", "modality=[image,points]", "train.steps=8", *tiny]
     multicoca(place, *common, "name=own", "data.max_broken_share=0.2", "data.source.test_share=0.2")
     ledger = [json.loads(line) for line in (folder / "runs" / "own" / "ledger.jsonl").read_text().splitlines()]
-    assert {Path(line["file"]).name for line in ledger} >= {rows[0]["file_name"], "missing.jpg", rows[1]["file_name"]}
+    # the second line of a file is another caption of it
+    assert {Path(line["file"]).name for line in ledger} == {rows[0]["file_name"], "missing.jpg"}
     message = multicoca(place, *common, "name=strict", "data.max_broken_share=0.01", status=2)
     assert "max_broken_share" in message
 

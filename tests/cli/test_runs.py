@@ -109,7 +109,7 @@ def test_sigterm_to_all_processes_of_a_group_saves_with_data_workers_too(tmp_pat
             assert time.monotonic() < until
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM, log.read_text()[-3000:]
+        assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM, log.read_text()[-3000:]
     finally:
         process.kill()
     (saved,) = (tmp_path / "shapes" / "checkpoints").iterdir()
