@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from multicoca.distributed.collectives import rank, side_group, wait_for_all, world_size
 from multicoca.train.optim import Average, Optimizers
+from multicoca.train.restricted import Planner, Reader
 
 _UNREADABLE = (CheckpointException, OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError)
 _GRACE_S = 20.0  # for a checkpoint that is being written when the run ends with an error
@@ -130,7 +131,7 @@ class Checkpoints:
         torn: dict[Path, str] = {}
         for path in reversed(whole_checkpoints(self.folder)):
             try:
-                saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+                saved = Reader(path).read_metadata().state_dict_metadata
                 self._check_shapes(path, saved)
                 step, seconds = self._load(path, set(saved))
             except _UNREADABLE as error:
@@ -162,7 +163,7 @@ class Checkpoints:
         unsaved = [name for name in names if not any(key.startswith(f"optimizer.state.{name}.") for key in saved)]
         for name in unsaved:  # an optimizer has no state for what has had no gradient yet
             del state["optimizer"]["state"][name]
-        dcp.load(state, checkpoint_id=path, no_dist=world_size() == 1)
+        dcp.load(state, storage_reader=Reader(path), planner=Planner(), no_dist=world_size() == 1)
         options = StateDictOptions(strict=False)  # that nothing else is missing, `_check_shapes` has seen
         set_state_dict(
             self.model,
