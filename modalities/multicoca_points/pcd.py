@@ -143,11 +143,8 @@ def _read_rows(data: bytes, columns: list[Column], count: int) -> dict[str, Shap
         raise UnreadableFileError(f"it is cut off: its {count} points take {size} bytes, {len(data)} are there")
     _check_end(data[size:], count)
     rows = np.frombuffer(data, dtype, count) if size else np.empty(0, dtype)
-    return {
-        key: rows[str(i)][:, k]
-        for i, (name, _, number) in enumerate(columns)
-        for k, key in enumerate(_keys(name, number))
-    }
+    found = [(key, i, k) for i, (name, _, number) in enumerate(columns) for k, key in enumerate(_keys(name, number))]
+    return {key: rows[str(i)][:, k] for key, i, k in found}
 
 
 def _check_end(rest: bytes, count: int) -> None:

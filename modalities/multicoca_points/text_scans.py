@@ -91,7 +91,5 @@ def _cloud(table: Float64[np.ndarray, "rows columns"], names: list[str] | None, 
         return PointCloud(xyz, None, ("its columns behind the positions are normals",))
     rgb, remarks = unit_colors(table[:, chosen], is_text=True, whole_bits=is_pts)
     if has_unit_length:
-        remarks += (
-            "its columns behind the positions are read as colours; as vectors all have length 1, as normals do",
-        )
+        remarks += ("its columns behind the positions are read as colours, but all have length 1 as normals do",)
     return PointCloud(xyz, rgb, remarks)
