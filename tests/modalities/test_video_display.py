@@ -183,3 +183,42 @@ def test_decord_reads_in_a_process_that_can_be_lost(monkeypatch):
     video = open_video(data, BOTH)  # PyAV takes over
     np.testing.assert_array_equal(video.frames([1]), open_video(data, ONLY_PYAV).frames([1]))
     assert video.backend == "pyav"
+
+
+def encoded(frames: list[np.ndarray], pixel_format: str = "yuv420p", **options: str) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "10", **options})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pixel_format
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "options", "reason"),
+    [("yuv420p10le", {}, "yuv420p10le"), ("yuv420p", {"x264-params": "interlaced=1"}, "interlaced")],
+)
+def test_what_decord_would_convert_differently_is_read_by_pyav(pixel_format, options, reason):
+    data = encoded([corners()] * 3, pixel_format, **options)
+    video = open_video(data, BOTH)
+    assert reason in video.backend_reason
+    np.testing.assert_array_equal(video.frames([1]), open_video(data, ONLY_PYAV).frames([1]))
+
+
+def test_a_stream_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path):
+    parts = []
+    for height, width in ((48, 80), (96, 160)):
+        file = io.BytesIO()
+        with av.open(file, "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=10, options={"qmin": "1", "qmax": "2"})
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for _ in range(5):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(corners(height, width), format="rgb24")))
+            container.mux(stream.encode())
+        parts.append(file.getvalue())
+    video = open_video(b"".join(parts))
+    last = video.frames([video.num_frames - 1])
+    assert last.shape[1:3] == (48, 80)
+    np.testing.assert_array_equal(last[0], video.frames([0, video.num_frames - 1])[1])
