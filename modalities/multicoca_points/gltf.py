@@ -2,8 +2,8 @@
 
 trimesh reads integers that stand for fractions as they are, fills what it cannot decode with zeros, takes what a header
 declares for true, and leaves out textures that it cannot read. So the header is checked against the file first, an
-extension that is required and unknown is refused by its name, and arrays that trimesh would misread are rewritten as
-floats. This module runs in a process that can be lost.
+extension that is required and unknown is refused by its name, arrays that trimesh would misread are rewritten as
+floats, and poses are applied (`gltf_pose`). This module runs in a process that can be lost.
 
 Source: the glTF 2.0 specification (Khronos), sections 3.6 (accessors), 3.9 (materials) and 4 (GLB);
 KHR_mesh_quantization for the integers.
@@ -171,6 +171,7 @@ def _readable(header: dict[str, Any], binary: bytes, file_bytes: int) -> tuple[d
     def added_floats(values: np.ndarray) -> int:
         return extended(values, 5126, {1: "SCALAR", 16: "MAT4"}.get(values.shape[1], f"VEC{values.shape[1]}"))
 
+    num_nodes = len(header.get("nodes", []))
     apply_pose_(header, unpacked, added_floats)
     for mesh in header.get("meshes", []):
         for primitive in mesh["primitives"]:
@@ -196,7 +197,7 @@ def _readable(header: dict[str, Any], binary: bytes, file_bytes: int) -> tuple[d
                 corners = np.concatenate([np.broadcast_to(corners[:1, None], (len(middle), 1)), middle], axis=1).ravel()
                 primitive["mode"] = _TRIANGLES
             primitive["indices"] = extended(corners, 5125, "SCALAR")
-    if not added and INSTANCING not in header.get("extensionsUsed", []):
+    if not added and len(header.get("nodes", [])) == num_nodes:
         return None
     if not buffers:
         buffers.append({"byteLength": 0})
@@ -279,7 +280,7 @@ class _Arrays:
         row = dtype.itemsize * width
         view = self._check_view(view_number, offset, count, row)
         if view["buffer"] in self.external:
-            raise UnreadableFileError("an array that must be scaled lies in another file")
+            raise UnreadableFileError("an array that must be rewritten lies in another file")
         start, stride = view.get("byteOffset", 0) + offset, view.get("byteStride", row)
         if count == 0:
             return np.empty((0, width), dtype)

@@ -17,6 +17,7 @@ import numpy as np
 
 from multicoca.isolated import run_isolated
 from multicoca.reading import UnreadableFileError, require
+from multicoca_video.display import Display
 from multicoca_video.scan import Scan
 
 _CONTAINERS = ("mov,mp4", "matroska")  # how FFmpeg's names of the formats begin
@@ -39,6 +40,8 @@ def reason_against_decord(scan: Scan) -> str:
         return "decord chooses among several video streams by another rule"
     if scan.display.is_mirrored or scan.display.pixel_aspect != 1:
         return "decord neither mirrors frames nor makes pixels square"
+    if scan.display != Display() and scan.container.startswith("matroska"):
+        return "decord does not turn the frames of Matroska files"
     if scan.codec not in _CODECS:
         return f"decord does not read the codec '{scan.codec}'"
     if scan.pixel_format not in _PIXEL_FORMATS:

@@ -79,6 +79,20 @@ def test_the_whole_display_matrix_is_applied_by_both_backends(matrix, backends):
     np.testing.assert_array_equal(shown, placed(upright, matrix))
 
 
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+@pytest.mark.parametrize("backends", [BOTH, ONLY_PYAV])
+def test_the_projection_of_a_matroska_file_is_applied_by_both_backends(matrix, backends):
+    file = io.BytesIO()
+    with av.open(io.BytesIO(clip(corners(), matrix))) as given, av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    shown = open_video(file.getvalue(), backends).frames([2])[0]
+    np.testing.assert_allclose(shown.astype(int), placed(corners(), matrix), atol=40)
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 @pytest.mark.parametrize("name", ["mirror.mp4", "rot90_mirror.mp4"])
 @pytest.mark.parametrize("backends", [BOTH, ONLY_PYAV])
