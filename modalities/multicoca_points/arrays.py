@@ -44,7 +44,7 @@ def read_npz(data: bytes) -> PointCloud:
     Raises:
         UnreadableFileError: it is broken, or holds no positions under a known name.
     """
-    if not data.startswith(b"PK"):  # zip files may have anything before them, .npz files may not
+    if not data.startswith(b"PK\x03\x04"):  # zip files may have anything before them, .npz files may not
         raise UnreadableFileError("it does not begin as an .npz file does")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename.removesuffix(".npy").lower(): info for info in archive.infolist()}

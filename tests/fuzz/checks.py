@@ -192,7 +192,7 @@ def _only_numbers_of_the_text(data: bytes, cloud) -> None:
 def _only_numbers_of_the_bytes(data: bytes, cloud) -> None:
     for row in cloud.xyz:
         for value in row:
-            if not any(value.astype(kind).tobytes() in data for kind in _FLOATS) and value != np.rint(value):
+            if not any(np.array(value, kind).tobytes() in data for kind in _FLOATS) and value != np.rint(value):
                 raise ViolationError(f"the bytes hold no {value}")
 
 
