@@ -69,9 +69,21 @@ def run_isolated(target: str, *arguments: Any, file_bytes: int) -> Any:
 def _running() -> _Process:
     """Returns the decoding process of this process (a fork does not share its parent's)."""
     global _process
-    if _process is None or _process.owner != os.getpid() or not _process.is_alive():
+    if _process is not None and _process.owner == os.getpid() and not _process.is_alive():  # the system ended it
+        _process.end()
+        _process = None
+    if _process is None or _process.owner != os.getpid():
         _process = _Process()
     return _process
+
+
+def _forget_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a thread that is not in the fork may hold the lock
+    os.register_at_fork(after_in_child=_forget_lock)
 
 
 class _Process:
@@ -96,7 +108,7 @@ class _Process:
         )
         _widen(self._child.stdin)
         _widen(self._child.stdout)
-        atexit.register(self._end)
+        atexit.register(self.end)
 
     def is_alive(self) -> bool:
         return self._child.poll() is None
@@ -114,7 +126,7 @@ class _Process:
                 timer.start()
             done, answer = pickle.load(self._child.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
-            self._end()
+            self.end()
             if late.is_set():
                 raise UnreadableFileError(
                     f"its decoder was not done after {limit_s:.3g} s and was stopped; "
@@ -124,7 +136,7 @@ class _Process:
                 f"its decoder ended the process that it runs in ({_status(self._child.returncode)})"
             ) from error
         except BaseException:  # an interrupt between request and answer: the next one would get this answer
-            self._end()
+            self.end()
             raise
         finally:
             if timer is not None:
@@ -133,14 +145,15 @@ class _Process:
             return answer
         raise answer
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Ends the subprocess and closes its pipes, in the process that started it."""
         if self.owner == os.getpid():
             self._child.kill()
             self._child.wait()
             for pipe in (self._child.stdin, self._child.stdout):
                 with suppress(OSError):  # what was left in its buffer goes nowhere
                     pipe.close()
-            atexit.unregister(self._end)
+            atexit.unregister(self.end)
 
 
 def _is_ready(pipe: IO[bytes], seconds: float) -> bool:

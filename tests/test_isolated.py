@@ -128,3 +128,37 @@ def test_missing_packages_and_interrupts_are_no_problem_of_a_file():
     for error in (ImportError("package"), KeyboardInterrupt()):
         with pytest.raises(type(error)), refuse_broken("file"):
             raise error
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")
+def test_many_lost_processes_leave_neither_open_files_nor_zombies():
+    def held() -> tuple[int, int]:
+        run_isolated("os:getpid", file_bytes=0)
+        children = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "stat="], capture_output=True, text=True)
+        return len(os.listdir("/proc/self/fd")), children.stdout.count("Z")
+
+    before = held()
+    for number in range(10):
+        if number % 2:
+            with pytest.raises(UnreadableFileError):
+                run_isolated("os:abort", file_bytes=0)
+        else:  # between two files, as a system that is out of memory does
+            lost = run_isolated("os:getpid", file_bytes=0)
+            os.kill(lost, signal.SIGKILL)
+            while not os.waitid(os.P_PID, lost, os.WEXITED | os.WNOWAIT):
+                pass
+    assert held() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_fork_while_another_thread_decodes_does_not_wait_for_it():
+    thread = threading.Thread(target=lambda: run_isolated("time:sleep", 3, file_bytes=0))
+    run_isolated("os:getpid", file_bytes=0)
+    thread.start()
+    time.sleep(0.5)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if run_isolated("os:getpid", file_bytes=0) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()

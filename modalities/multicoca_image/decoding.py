@@ -103,7 +103,10 @@ def _to_rgb(image: Image.Image, is_bmp: bool) -> Image.Image:
         return image
     if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it at 255
         grey = np.asarray(image).astype(np.float32).clip(0, 65535) / 257  # 65535 / 257 = 255
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+        grey = grey.round().astype(np.uint8)
+        if "transparency" in image.info:  # one value of the 16 bits
+            grey[np.asarray(image) == image.info["transparency"]] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if is_bmp and image.getchannel("A").getextrema()[1] == 0:

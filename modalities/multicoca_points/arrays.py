@@ -30,6 +30,7 @@ def read_npy(data: bytes) -> PointCloud:
     """
     array = _array(data)
     if array.dtype.names:
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         fields = {name.lower(): array[name] for name in array.dtype.names}
         if not {"x", "y", "z"} <= fields.keys() or array.ndim != 1:
             raise UnreadableFileError(f"its fields are {sorted(fields)}; expected rows with x, y and z")

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Shaped
 
 from multicoca.reading import UnreadableFileError
 
-_ROUNDING = 1e-3  # by which floats may exceed 1
+_ROUNDING = 1e-3  # by which floats may exceed 1 or fall below 0
 _NAMES = (  # of the channels, in lower case, most common first
     ("red", "green", "blue"),
     ("r", "g", "b"),
@@ -24,8 +24,9 @@ _NAMES = (  # of the channels, in lower case, most common first
     ("rgb_r", "rgb_g", "rgb_b"),
     ("scalar_r", "scalar_g", "scalar_b"),
     ("scalar_red", "scalar_green", "scalar_blue"),
+    ("rf", "gf", "bf"),  # CloudCompare's floats in text
 )
-_COLOR_WORDS = ("red", "green", "blue", "rgb", "color", "colour")  # a field with such a name may be a colour
+_COLOR_WORDS = ("red", "green", "blue", "rgb", "color", "colour", "f_dc")  # a field with such a name may be a colour
 
 
 def colors_from_fields(
@@ -83,8 +84,8 @@ def unit_colors(
     rgb = colors.astype(np.float32, copy=False)
     if scale != 1:
         rgb /= np.float32(scale)
-    elif high > 1:
-        np.minimum(rgb, 1, out=rgb)
+    elif high > 1 or low < 0:
+        np.clip(rgb, 0, 1, out=rgb)
     return rgb, (remark,) if remark else ()
 
 
@@ -92,6 +93,8 @@ def _scale(
     colors: np.ndarray, dtype: np.dtype, low: float, high: float, is_text: bool, whole_bits: bool
 ) -> tuple[float, str]:
     """Returns (what a full channel is, a remark or "")."""
+    if -_ROUNDING <= low < 0 and dtype.kind == "f" and high <= 1 + _ROUNDING:
+        return 1.0, ""
     if low >= 0:
         if dtype == np.uint8:
             return 255.0, ""
@@ -119,8 +122,10 @@ def _are_whole(colors: np.ndarray) -> bool:
 def unpacked(packed: Shaped[np.ndarray, " points"]) -> Float32[np.ndarray, "points 3"]:
     """Returns the colours of PCL's packed field: 0xRRGGBB in the bits of a 32-bit number.
 
-    The number is an integer, or the bits are those of a float32. Text of a float field may hold either.
+    The number is an integer, or the bits are those of a float32. Text of a float field may hold either, or "nan" for
+    a point without colour; in binary data a NaN is a colour like others (0xFF in the highest byte makes one).
     """
+    is_missing = np.isnan(packed) if packed.dtype == np.float64 else None
     if packed.dtype.kind == "f" and packed.dtype.itemsize == 8:  # from text
         is_integer = (packed == np.rint(packed)) & (np.abs(packed) >= 1) & (np.abs(packed) < 2**32)
         as_float = np.clip(packed, -3.4e38, 3.4e38).astype(np.float32).view(np.uint32)
@@ -130,4 +135,7 @@ def unpacked(packed: Shaped[np.ndarray, " points"]) -> Float32[np.ndarray, "poin
     else:
         bits = packed.astype(np.int64)
     channels = np.stack([(bits >> shift) & 255 for shift in (16, 8, 0)], axis=1)
-    return (channels / 255).astype(np.float32)
+    rgb = (channels / 255).astype(np.float32)
+    if is_missing is not None:
+        rgb[is_missing] = np.nan
+    return rgb

@@ -2,8 +2,8 @@
 
 trimesh reads integers that stand for fractions as they are, fills what it cannot decode with zeros, takes what a header
 declares for true, and leaves out textures that it cannot read. So the header is checked against the file first, an
-extension that is required and unknown is refused by its name, and arrays that trimesh would misread are rewritten as
-floats. This module runs in a process that can be lost.
+extension that is required and unknown is refused by its name, arrays that trimesh would misread are rewritten as
+floats, and poses are applied (`gltf_pose`). This module runs in a process that can be lost.
 
 Source: the glTF 2.0 specification (Khronos), sections 3.6 (accessors), 3.9 (materials) and 4 (GLB);
 KHR_mesh_quantization for the integers.
@@ -23,11 +23,12 @@ import numpy as np
 
 from multicoca.reading import UnreadableFileError, require
 from multicoca_points.cloud import PointCloud
+from multicoca_points.gltf_pose import INSTANCING, apply_pose_
 from multicoca_points.surface import Surface, sample_surfaces
 
 _DRACO = "KHR_draco_mesh_compression"
 _READ = frozenset({"KHR_mesh_quantization", "KHR_texture_transform", "KHR_texture_basisu", "EXT_texture_webp",
-                   "EXT_texture_avif", "KHR_lights_punctual", "KHR_xmp_json_ld"})  # fmt: skip
+                   "EXT_texture_avif", "KHR_lights_punctual", "KHR_xmp_json_ld", INSTANCING})  # fmt: skip
 _READ_PREFIX = "KHR_materials_"  # what they change is not the base colour
 _UNREADABLE_TEXTURES = ("KHR_texture_transform", "KHR_texture_basisu", "EXT_texture_avif", "MSFT_texture_dds")
 _TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -150,7 +151,7 @@ def _readable(header: dict[str, Any], binary: bytes, file_bytes: int) -> tuple[d
     added: list[bytes] = []
     size = len(binary)
 
-    def replaced(number: int, values: np.ndarray, kind: int) -> int:
+    def extended(values: np.ndarray, kind: int, shape: str) -> int:
         nonlocal size
         if not buffers:
             buffers.append({"byteLength": 0})
@@ -159,10 +160,19 @@ def _readable(header: dict[str, Any], binary: bytes, file_bytes: int) -> tuple[d
         added.append(b"\0" * padding + content)
         views.append({"buffer": 0, "byteOffset": size + padding, "byteLength": len(content)})
         size += padding + len(content)
-        shape = accessors[number]["type"] if kind == 5126 else "SCALAR"
         accessors.append({"bufferView": len(views) - 1, "componentType": kind, "count": len(values), "type": shape})
         return len(accessors) - 1
 
+    def unpacked(number: int) -> np.ndarray:
+        if "bufferView" not in accessors[number] and "sparse" not in accessors[number]:
+            raise UnreadableFileError("a pose changes an array that is compressed or has no data, which is not read")
+        return arrays.floats(number)
+
+    def added_floats(values: np.ndarray) -> int:
+        return extended(values, 5126, {1: "SCALAR", 16: "MAT4"}.get(values.shape[1], f"VEC{values.shape[1]}"))
+
+    num_nodes = len(header.get("nodes", []))
+    apply_pose_(header, unpacked, added_floats)
     for mesh in header.get("meshes", []):
         for primitive in mesh["primitives"]:
             attributes, mode = primitive["attributes"], primitive.get("mode", _TRIANGLES)
@@ -171,7 +181,7 @@ def _readable(header: dict[str, Any], binary: bytes, file_bytes: int) -> tuple[d
                 number = attributes.get(name)
                 if number is not None and not is_packed and arrays.needs_rewriting(number):
                     if number not in rewritten:
-                        rewritten[number] = replaced(number, arrays.floats(number), 5126)
+                        rewritten[number] = extended(arrays.floats(number), 5126, accessors[number]["type"])
                     attributes[name] = rewritten[number]
             indices = primitive.get("indices")
             if is_packed:
@@ -186,9 +196,11 @@ def _readable(header: dict[str, Any], binary: bytes, file_bytes: int) -> tuple[d
                 middle = np.stack([corners[1:-1], corners[2:]], axis=1)
                 corners = np.concatenate([np.broadcast_to(corners[:1, None], (len(middle), 1)), middle], axis=1).ravel()
                 primitive["mode"] = _TRIANGLES
-            primitive["indices"] = replaced(attributes["POSITION"], corners, 5125)
-    if not added:
+            primitive["indices"] = extended(corners, 5125, "SCALAR")
+    if not added and len(header.get("nodes", [])) == num_nodes:
         return None
+    if not buffers:
+        buffers.append({"byteLength": 0})
     buffers[0]["byteLength"] = size
     header.update(buffers=buffers, bufferViews=views, accessors=accessors)
     return header, binary.ljust(size - sum(map(len, added)), b"\0") + b"".join(added)
@@ -268,7 +280,7 @@ class _Arrays:
         row = dtype.itemsize * width
         view = self._check_view(view_number, offset, count, row)
         if view["buffer"] in self.external:
-            raise UnreadableFileError("an array that must be scaled lies in another file")
+            raise UnreadableFileError("an array that must be rewritten lies in another file")
         start, stride = view.get("byteOffset", 0) + offset, view.get("byteStride", row)
         if count == 0:
             return np.empty((0, width), dtype)

@@ -24,6 +24,9 @@ from multicoca_points.surface import Surface
 from multicoca_points.table import read_table, shown
 
 _OBJ_KEYWORDS = (b"v", b"vt", b"f", b"usemtl", b"mtllib")
+_UNREAD_SHAPES = (b"surf", b"call", b"csh")  # a curved surface, another file, the output of a command
+_BOM = b"\xef\xbb\xbf"
+_MOVING_OPTIONS = {"-s", "-o", "-t", "-mm"}  # of a texture: they change where it lies, or its colours
 _CORNER = re.compile(rb"-?\d+(?:/(?:-?\d+)?){0,2}")
 
 
@@ -84,11 +87,14 @@ class _Counts:
 def _obj_lines(data: bytes) -> dict[bytes, list[tuple[int, bytes]]]:
     """Returns (line number, what follows the keyword) of the lines of each keyword that is used."""
     found: dict[bytes, list[tuple[int, bytes]]] = {keyword: [] for keyword in _OBJ_KEYWORDS}
+    data = data.removeprefix(_BOM)
     text = data.replace(b"\\\r\n", b"   ").replace(b"\\\n", b"  ") if b"\\" in data else data
     for number, line in enumerate(text.splitlines(), 1):
         keyword, _, rest = line.strip().replace(b"\t", b" ").partition(b" ")
         if keyword in found:
             found[keyword].append((number, rest))
+        elif keyword in _UNREAD_SHAPES:
+            raise UnreadableFileError(f"line {number} is '{keyword.decode()}', a kind of shape that is not read")
         elif keyword and not keyword.startswith(b"#") and not re.fullmatch(rb"[a-zA-Z_]+", keyword):
             raise UnreadableFileError(f"line {number} is no line of an OBJ file: {shown(line)}")
     if not found[b"v"]:
@@ -180,14 +186,14 @@ Material = tuple[Image.Image | None, tuple[float, float, float] | None, tuple[st
 def _materials(lines: Sequence[tuple[int, bytes]], folder: Path | None) -> dict[str, Material]:
     """Reads the material files beside an OBJ file: diffuse colours and textures, a texture going before a colour."""
     found: dict[str, Material] = {}
-    for _, name in lines if folder is not None else ():
+    for path in _material_files(lines, folder) if folder is not None else ():
         try:
-            text = (folder / name.decode().strip()).read_text(encoding="utf-8", errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace")
         except (OSError, ValueError):
             continue  # the faces say that their material is not there
         current = None
         for line in text.splitlines():
-            keyword, _, rest = line.strip().partition(" ")
+            keyword, _, rest = line.replace("\t", " ").strip().partition(" ")
             if keyword == "newmtl":
                 current = rest.strip()
                 found[current] = (None, None, ())
@@ -199,19 +205,36 @@ def _materials(lines: Sequence[tuple[int, bytes]], folder: Path | None) -> dict[
     return {name: (image, None if remarks else color, remarks) for name, (image, color, remarks) in found.items()}
 
 
+def _material_files(lines: Sequence[tuple[int, bytes]], folder: Path) -> list[Path]:
+    """A line names one file, with blanks in its name or not, or several."""
+    found = []
+    for _, rest in lines:
+        name = rest.decode("utf-8", "replace").strip()
+        found += [folder / name] if (folder / name).is_file() else [folder / word for word in name.split()]
+    return found
+
+
 def _diffuse(words: str) -> tuple[float, float, float] | None:
     try:
-        red, green, blue = map(float, words.split()[:3])
-    except ValueError:
+        channels = [float(word) for word in words.split()[:3]]
+    except ValueError:  # 'spectral' or 'xyz' and a curve
         return None
-    return red, green, blue
+    if len(channels) == 1:  # the manual: red alone stands for all
+        channels *= 3
+    return (channels[0], channels[1], channels[2]) if len(channels) == 3 else None
 
 
 def _texture(folder: Path, name: str) -> tuple[Image.Image | None, tuple[str, ...]]:
     try:
         with refuse_broken():
-            file = folder / name if (folder / name).is_file() else folder / name.split()[-1]  # options may go before
-            image = Image.open(io.BytesIO(file.read_bytes()))
+            name = name.replace("\\", "/")  # Windows
+            path = folder / name
+            if not path.is_file():
+                *options, last = name.split()
+                if _MOVING_OPTIONS.intersection(options):
+                    return None, (f"a texture is no colour: its options {' '.join(options)} are not read",)
+                path = folder / last
+            image = Image.open(io.BytesIO(path.read_bytes()))
             image.load()
             return image, ()
     except UnreadableFileError as error:  # the shape of the scene is still known

@@ -28,10 +28,11 @@ def read_off(data: bytes) -> tuple[list[Surface], PointCloud | None]:
         for number, line in enumerate(data.splitlines(), 1)
         if (content := line.partition(b"#")[0].strip())
     ]
-    match = re.fullmatch(rb"(?:ST)?(C?)(N?)OFF\s*(.*)", rows[0][1]) if rows else None
-    if match is None or match[2]:
-        raise UnreadableFileError("it does not begin with OFF or COFF")
-    rows = [(rows[0][0], match[3]), *rows[1:]] if match[3] else rows[1:]
+    match = re.fullmatch(rb"(?:C?)(N?)OFF(?:\s+(.*)|(\d.*)|)", rows[0][1]) if rows else None
+    if match is None:
+        raise UnreadableFileError("it does not begin with OFF, COFF, NOFF or CNOFF")
+    counts_there = match[2] or match[3]
+    rows = [(rows[0][0], counts_there), *rows[1:]] if counts_there else rows[1:]
     counts = rows[0][1].split() if rows else []
     if not 2 <= len(counts) <= 3 or not all(word.isdigit() and len(word) < 19 for word in counts):
         raise UnreadableFileError("its second line does not hold the numbers of vertices, faces and edges")
@@ -42,18 +43,31 @@ def read_off(data: bytes) -> tuple[list[Surface], PointCloud | None]:
         )
     first_line = rows[1][0] if num_vertices else 0
     table = read_table(b"\n".join(line for _, line in rows[1 : 1 + num_vertices]), first_line)
-    if num_vertices == 0 or table.shape[1] not in (3, 6, 7):
-        raise UnreadableFileError(f"its {num_vertices} vertices must have 3 values, or 6 or 7 with colours")
+    first = 6 if match[1] else 3  # column of the colours; normals go before them
+    if num_vertices == 0 or table.shape[1] not in (first, first + 3, first + 4):
+        raise UnreadableFileError(
+            f"its {num_vertices} vertices must have {first} values, or {first + 3} or {first + 4} with colours"
+        )
     xyz = np.ascontiguousarray(table[:, :3])
-    rgb, remarks = (None, ()) if table.shape[1] == 3 else unit_colors(table[:, 3:6], is_text=True)
+    has_colors = table.shape[1] > first
+    rgb, remarks = unit_colors(table[:, first : first + 3], is_text=True) if has_colors else (None, ())
     if num_faces == 0:
         return [], PointCloud(xyz, rgb, remarks)
-    corners = _faces(rows[1 + num_vertices :], num_vertices)
-    return [Surface(xyz, corners, rgb, remarks=remarks)], None
+    corners, behind = _faces(rows[1 + num_vertices :], num_vertices)
+    face_rgb = None
+    if any(behind) and rgb is None:
+        if {len(words) for words in behind} <= {3, 4}:
+            table = read_table(b"\n".join(b" ".join(words[:3]) for words in behind), 1)
+            face_rgb, remarks = unit_colors(table, is_text=True)
+        else:
+            remarks = ("the colours of its faces are not read: not all have 3 or 4 channels",)
+    return [Surface(xyz, corners, rgb, face_rgb, remarks=remarks)], None
 
 
-def _faces(lines: list[tuple[int, bytes]], num_vertices: int) -> Int64[np.ndarray, "triangles 3"]:
-    """Returns the corners of all triangles; polygons become fans, and colours behind them are left out."""
+def _faces(
+    lines: list[tuple[int, bytes]], num_vertices: int
+) -> tuple[Int64[np.ndarray, "triangles 3"], list[list[bytes]]]:
+    """Returns (corners of all triangles, what stands behind the corners of each); polygons become fans."""
     text = b"\n".join(line for _, line in lines)
     if not text.translate(None, b"0123456789 \t\n"):
         try:
@@ -61,8 +75,9 @@ def _faces(lines: list[tuple[int, bytes]], num_vertices: int) -> Int64[np.ndarra
         except UnreadableFileError:
             table = np.empty((0, 0))  # faces of different sizes
         if table.shape == (len(lines), 4) and (table[:, 0] == 3).all() and table[:, 1:].max() < num_vertices:
-            return table[:, 1:].astype(np.int64)
+            return table[:, 1:].astype(np.int64), []
     corners: list[tuple[int, int, int]] = []
+    behind: list[list[bytes]] = []
     for number, line in lines:
         words = line.split()
         size = int(words[0]) if words[0].isdigit() and len(words[0]) < 9 else -1
@@ -71,4 +86,5 @@ def _faces(lines: list[tuple[int, bytes]], num_vertices: int) -> Int64[np.ndarra
             raise UnreadableFileError(f"line {number} is no face of {num_vertices} vertices: {shown(line)}")
         places = [int(word) for word in own]
         corners += [(places[0], places[i], places[i + 1]) for i in range(1, size - 1)]
-    return np.array(corners, np.int64).reshape(-1, 3)
+        behind += [words[1 + size :]] * max(size - 2, 0)
+    return np.array(corners, np.int64).reshape(-1, 3), behind

@@ -21,10 +21,11 @@ _TYPES = {
 _ENCODINGS = ("ascii", "binary", "binary_compressed")
 
 Column = tuple[str, str, int]  # name, type, values of each point
+_CHANNELS = ("red", "green", "blue")  # the names that the values of a field 'rgb' of three get
 
 
 def read_pcd(data: bytes) -> dict[str, Shaped[np.ndarray, " points"]]:
-    """Returns the fields that have one value for each point, by name in lower case.
+    """Returns the fields that have one value for each point, by name in lower case, and those of an rgb of three.
 
     Raises:
         UnreadableFileError: it is no PCD file, a row is missing or broken, or something follows the last one.
@@ -74,6 +75,9 @@ def _columns(header: dict[str, list[str]]) -> list[Column]:
                 f"its field '{name}' has the type {kind} of {size} bytes, which PCD does not know"
             )
         columns.append((name.lower(), _TYPES[key], _number(count, "COUNT")))
+    found = [name for name, _, _ in columns if name != "_"]  # PCL's name of a gap
+    if len(set(found)) < len(found):
+        raise UnreadableFileError(f"its header names a field twice: {' '.join(names)}")
     return columns
 
 
@@ -107,11 +111,18 @@ def _read_text(
         raise UnreadableFileError(f"its rows hold {table.shape[1]} values; the header declares {width}")
     fields, place = {}, 0
     for name, kind, number in columns:
-        if number == 1 and count:
-            values = table[:, place]
-            fields[name] = values if kind[-2] == "f" else _whole(values, kind, name)
+        for i, key in enumerate(_keys(name, number) if count else ()):
+            values = table[:, place + i]
+            fields[key] = values if kind[-2] == "f" else _whole(values, kind, name)
         place += number
     return fields
+
+
+def _keys(name: str, number: int) -> tuple[str, ...]:
+    """Returns the names of a field's columns; none where it is something else than a coordinate or colour."""
+    if number == 3 and name in ("rgb", "color"):
+        return _CHANNELS
+    return (name,) if number == 1 else ()
 
 
 def _whole(values: np.ndarray, kind: str, name: str) -> np.ndarray:
@@ -125,17 +136,22 @@ def _whole(values: np.ndarray, kind: str, name: str) -> np.ndarray:
 
 
 def _read_rows(data: bytes, columns: list[Column], count: int) -> dict[str, Shaped[np.ndarray, " points"]]:
-    # named by their place: PCL calls every gap "_"
+    # named by their place, since all gaps have the same name
     dtype = np.dtype([(str(i), kind, (number,)) for i, (_, kind, number) in enumerate(columns)])
     size = count * dtype.itemsize
     if size > len(data):
         raise UnreadableFileError(f"it is cut off: its {count} points take {size} bytes, {len(data)} are there")
-    if data[size:].strip(b"\0\r\n "):
-        raise UnreadableFileError(
-            f"{len(data) - size} bytes follow its {count} points; its count is too small, or it holds two scans"
-        )
+    _check_end(data[size:], count)
     rows = np.frombuffer(data, dtype, count) if size else np.empty(0, dtype)
-    return {name: rows[str(i)][:, 0] for i, (name, _, number) in enumerate(columns) if number == 1}
+    found = [(key, i, k) for i, (name, _, number) in enumerate(columns) for k, key in enumerate(_keys(name, number))]
+    return {key: rows[str(i)][:, k] for key, i, k in found}
+
+
+def _check_end(rest: bytes, count: int) -> None:
+    if rest.strip(b"\0\r\n "):
+        raise UnreadableFileError(
+            f"{len(rest)} bytes follow its {count} points; its count is too small, or it holds two scans"
+        )
 
 
 def _read_compressed(data: bytes, columns: list[Column], count: int) -> dict[str, Shaped[np.ndarray, " points"]]:
@@ -149,12 +165,14 @@ def _read_compressed(data: bytes, columns: list[Column], count: int) -> dict[str
             f"it is cut off or broken: it declares {packed} compressed bytes for {unpacked}, where {len(data) - 8} are "
             f"there and its {count} points take {size}"
         )
+    _check_end(data[8 + packed :], count)
     content = require("lzf", "points").decompress(data[8 : 8 + packed], size) if size else b""
     if content is None or len(content) != size:
         raise UnreadableFileError("its compressed data is broken")
     fields, place = {}, 0
     for name, kind, number in columns:
-        if number == 1:
-            fields[name] = np.frombuffer(content, kind, count, place)
-        place += count * number * np.dtype(kind).itemsize
+        size = count * np.dtype(kind).itemsize
+        for i, key in enumerate(_keys(name, number)):  # PCL packs the values of a point together
+            fields[key] = np.frombuffer(content, kind, count * number, place)[i::number]
+        place += number * size
     return fields

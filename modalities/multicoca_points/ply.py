@@ -77,7 +77,7 @@ def read_ply(data: bytes) -> Ply:
     body: _Binary | _Text
     body = _Text(data, start, first_line) if encoding == "ascii" else _Binary(data, start, _BYTE_ORDERS[encoding])
     vertices: dict[str, np.ndarray] = {}
-    corners, fields = None, {}
+    corners, strips, fields = None, None, {}
     num_vertices = 0
     for number, element in enumerate(elements):
         columns, lists = body.read(element, is_last=number == len(elements) - 1)
@@ -86,9 +86,12 @@ def read_ply(data: bytes) -> Ply:
         elif element.name == "face" and element.count > 0:
             name = next((name for name in _CORNERS if name in lists), None)
             if name is not None:
-                corners, owners = _triangles(*lists[name])
+                corners, owners = _triangles(lists[name][0], _whole(lists[name][1]))
                 fields = {key: values[owners] for key, values in columns.items()}
+        elif element.name == "tristrips" and _CORNERS[0] in lists:
+            strips = _strips(_whole(lists[_CORNERS[0]][1]), lists[_CORNERS[0]][0])
     body.check_end()
+    corners = strips if corners is None else corners
     if corners is not None and corners.size and not 0 <= corners.min() <= corners.max() < num_vertices:
         raise UnreadableFileError(f"a face names a vertex outside of 0 to {num_vertices - 1}")
     return Ply(vertices, corners, fields, comments)
@@ -102,8 +105,8 @@ def _header(data: bytes) -> tuple[str, list[Element], tuple[str, ...], int, int]
     if match is None:
         raise UnreadableFileError("its header does not end with the line 'end_header'")
     encoding, elements, comments = "", [], []
-    lines = match[2].decode("latin-1").splitlines()
-    for line in lines:
+    lines = match[2].splitlines()  # of bytes: those of text also end at characters of a comment
+    for line in (line.decode("latin-1") for line in lines):
         words = line.split()
         try:
             if words[:1] == ["format"]:
@@ -128,6 +131,8 @@ def _header(data: bytes) -> tuple[str, list[Element], tuple[str, ...], int, int]
         names = [own.name for own in properties]
         if count < 0 or len(set(names)) < len(names):
             raise UnreadableFileError(f"its header declares {count} rows of '{name}' with the fields {names}")
+    if len({name for name, _, _ in elements}) < len(elements):
+        raise UnreadableFileError(f"its header declares an element twice: {', '.join(name for name, _, _ in elements)}")
     whole = [Element(name, count, tuple(properties)) for name, count, properties in elements]
     return encoding, whole, tuple(comments), match.end(), len(lines) + 3
 
@@ -310,10 +315,9 @@ def _typed(values: Float64[np.ndarray, " rows"], own: Property) -> Shaped[np.nda
 
 
 def _triangles(
-    lengths: Int64[np.ndarray, " faces"], values: Shaped[np.ndarray, " corners"]
+    lengths: Int64[np.ndarray, " faces"], values: Int64[np.ndarray, " corners"]
 ) -> tuple[Int64[np.ndarray, "triangles 3"], Int64[np.ndarray, " triangles"]]:
     """Cuts polygons into fans; returns (corners, the polygon of each triangle). Lines and points give none."""
-    values = values.astype(np.int64)
     if (lengths == 3).all():
         return values.reshape(-1, 3), np.arange(len(lengths))
     starts = np.cumsum(lengths) - lengths
@@ -322,6 +326,23 @@ def _triangles(
     step = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     first = starts[owners]
     return np.stack([values[first], values[first + step + 1], values[first + step + 2]], axis=1), owners
+
+
+def _strips(
+    values: Int64[np.ndarray, " corners"], lengths: Int64[np.ndarray, " strips"]
+) -> Int64[np.ndarray, "triangles 3"]:
+    """Cuts strips, which end with their row or at a -1 within it (as in Stanford's scans), into triangles."""
+    ended = np.insert(values, np.cumsum(lengths), -1)
+    corners = np.stack([ended[:-2], ended[1:-1], ended[2:]], axis=1) if len(ended) > 2 else np.empty((0, 3), np.int64)
+    return corners[(corners != -1).all(axis=1)]
+
+
+def _whole(values: Shaped[np.ndarray, " corners"]) -> Int64[np.ndarray, " corners"]:
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int64)
+    if values.dtype.kind == "f" and not np.array_equal(whole, values):
+        raise UnreadableFileError("a face names a vertex by a number that is not whole")
+    return whole
 
 
 def _native(values: np.ndarray) -> np.ndarray:

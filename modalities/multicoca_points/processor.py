@@ -63,6 +63,12 @@ class PointsAugmentation:
             raise ValueError(f"the range of scale is {self.scale}; it must be (low, high) with 0 < low <= high")
 
 
+def _loses_its_shape(xyz: np.ndarray) -> bool:
+    """Whether float32 rounds positions by more than a thousandth of what the cloud measures."""
+    step = np.spacing(np.float32(np.abs(xyz).max()))
+    return bool(step > 1e-3 * (xyz.max(axis=0) - xyz.min(axis=0)).max())
+
+
 class PointsProcessor:
     """Reads, normalises and pads point clouds; draws the shapes world as coloured PLY files.
 
@@ -173,12 +179,17 @@ class PointsProcessor:
             found.append("all points are black")
         if (raw.xyz == raw.xyz[0]).all():
             found.append("all points are equal")
+        elif self.normalize == "none" and _loses_its_shape(raw.xyz):
+            found.append("it lies so far from the origin that float32 loses its shape; set normalize to 'center'")
         return found
 
     def show(self, writer: SummaryWriter, tag: str, raw: PointCloud, step: int) -> None:
         """Writes the cloud for TensorBoard's 3D view, whose y axis points up; at most `num_points` of its points."""
         chosen = self._subset(len(raw.xyz), None)
-        x, y, z = torch.from_numpy(np.ascontiguousarray(self._upright(raw.xyz)[chosen], dtype=np.float32)).unbind(1)
+        xyz = self._upright(raw.xyz)[chosen]
+        if _loses_its_shape(xyz):  # the view looks at the cloud, wherever it is
+            xyz = xyz - xyz.mean(axis=0)
+        x, y, z = torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32)).unbind(1)
         colors = torch.from_numpy(self._colors(raw, chosen) * 255).round().to(torch.uint8)
         style = {"material": {"cls": "PointsMaterial", "size": 0.03}}
         writer.add_mesh(tag, torch.stack([x, z, -y], dim=1)[None], colors[None], config_dict=style, global_step=step)

@@ -17,10 +17,12 @@ import numpy as np
 
 from multicoca.isolated import run_isolated
 from multicoca.reading import UnreadableFileError, require
+from multicoca_video.display import Display
 from multicoca_video.scan import Scan
 
 _CONTAINERS = ("mov,mp4", "matroska")  # how FFmpeg's names of the formats begin
 _CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4")
+_PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # of others, e.g. with 10 bits, it spreads the colours in another way
 _BUDGET_BYTES = 64 * 2**20  # of decoded frames; PyAV, which converts only the wanted ones, is quicker beyond
 
 
@@ -38,8 +40,14 @@ def reason_against_decord(scan: Scan) -> str:
         return "decord chooses among several video streams by another rule"
     if scan.display.is_mirrored or scan.display.pixel_aspect != 1:
         return "decord neither mirrors frames nor makes pixels square"
+    if scan.display != Display() and scan.container.startswith("matroska"):
+        return "decord does not turn the frames of Matroska files"
     if scan.codec not in _CODECS:
         return f"decord does not read the codec '{scan.codec}'"
+    if scan.pixel_format not in _PIXEL_FORMATS:
+        return f"decord and PyAV convert '{scan.pixel_format}' to RGB differently"
+    if scan.is_interlaced:
+        return "decord mixes the colours of the two fields of interlaced frames"
     if len(scan.times_s) * scan.frame_bytes > _BUDGET_BYTES:
         return "the clip is long, and PyAV is quicker on long clips"
     return ""
@@ -59,12 +67,10 @@ def read_with_decord(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np
     Raises:
         DecordUnfitError: decord is missing, failed, was not done in time, or disagrees with the scan.
     """
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size  # frames are few: see _BUDGET_BYTES
     file = source if isinstance(source, bytes) else str(source)
     try:
-        return run_isolated(
-            "multicoca_video.frames_decord:decode", file, len(scan.times_s), wanted, file_bytes=size + _BUDGET_BYTES
-        )
+        return run_isolated("multicoca_video.frames_decord:decode", file, len(scan.times_s), wanted, file_bytes=size)
     except ImportError as error:
         raise DecordUnfitError("decord is not installed") from error
     except UnreadableFileError as error:

@@ -40,16 +40,17 @@ def read_with_pyav(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np.n
     pictures: list[np.ndarray] = []
     errors: list[str] = []
     shown = None
-    painter = _Painter(scan.display.pixel_aspect)
+    painter = None
     with opened(source) as (container, stream):
         for number, (time, frame) in enumerate(timed_frames(container, stream, scan.start_pts, errors)):
+            painter = painter or _Painter(scan.display.pixel_aspect, frame)
             place = number if scan.unusual else time
             while shown is not None and len(pictures) < len(until) and place > until[len(pictures)]:
                 pictures.append(painter.paint(shown))
             if len(pictures) == len(until):
                 break
             shown = frame
-        if shown is None:
+        if shown is None or painter is None:
             raise UnreadableFileError(f"no frame could be decoded: {errors[0] if errors else 'the stream is empty'}")
         while len(pictures) < len(until):
             pictures.append(painter.paint(shown))
@@ -57,17 +58,15 @@ def read_with_pyav(source: Path | bytes, scan: Scan, wanted: np.ndarray) -> np.n
 
 
 class _Painter:
-    """Turns decoded frames into upright RGB of one size, that of the first (a stream may change its size midway)."""
+    """Turns decoded frames into upright RGB of one size, that of the stream's first (it may change midway)."""
 
-    def __init__(self, pixel_aspect: float) -> None:
+    def __init__(self, pixel_aspect: float, first: Any) -> None:
         self._reformatter = require("av.video.reformatter", "video").VideoReformatter()
         self._pixel_aspect = pixel_aspect
-        self._size: tuple[int, int] | None = None
+        self._size = display_of(first, pixel_aspect).square_size(first.width, first.height)
 
     def paint(self, frame: Any) -> np.ndarray:
         display = display_of(frame, self._pixel_aspect)
-        if self._size is None:
-            self._size = display.square_size(frame.width, frame.height)
         width, height = self._size
         picture = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
         return display.upright(picture)

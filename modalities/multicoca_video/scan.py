@@ -23,6 +23,7 @@ from multicoca_video.display import Display, display_of, may_be_turned
 
 # Only containers. Without this list FFmpeg would also play playlists, which name other files and addresses.
 MAX_PIXELS = 8192 * 4320  # of a frame; the largest size that is broadcast
+_PROGRESSIVE = 1  # FFmpeg's AVFieldOrder; 0 is unknown, all above are interlaced
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,gif,flv,ogg,asf"
 
 
@@ -36,6 +37,8 @@ class Scan:
         start_pts: the presentation timestamp that counts as 0, in units of the stream.
         container: FFmpeg's name of the file format, e.g. "matroska,webm".
         codec: FFmpeg's name of the coding, e.g. "h264".
+        pixel_format: FFmpeg's name of what is stored of each pixel, e.g. "yuv420p".
+        is_interlaced: whether the lines of a frame are of two moments.
         frame_bytes: size of one decoded RGB frame.
         display: how stored frames become what a player shows.
         num_streams: video streams of the file, cover pictures left out.
@@ -47,6 +50,8 @@ class Scan:
     start_pts: int
     container: str
     codec: str
+    pixel_format: str
+    is_interlaced: bool
     frame_bytes: int
     display: Display
     num_streams: int
@@ -59,6 +64,8 @@ class _Facts:
 
     container: str
     codec: str
+    pixel_format: str
+    is_interlaced: bool
     frame_bytes: int
     display: Display
     num_streams: int
@@ -98,7 +105,15 @@ def _facts(source: Path | bytes, container: Any, stream: Any, max_pixels: int) -
             f"its frames have {codec.width} x {codec.height} px, shown as {width} x {height}; at most {max_pixels} are "
             "decoded. Raise the processor's max_pixels if the file is to be trusted"
         )
-    return _Facts(container.format.name, codec.name, 3 * width * height, display, len(video_streams(container)))
+    return _Facts(
+        container=container.format.name,
+        codec=codec.name,
+        pixel_format=codec.pix_fmt or "",
+        is_interlaced=codec.field_order > _PROGRESSIVE,
+        frame_bytes=3 * width * height,
+        display=display,
+        num_streams=len(video_streams(container)),
+    )
 
 
 def _packets(container: Any, stream: Any) -> tuple[list[Any], str]:
@@ -135,17 +150,7 @@ def _scan_of_packets(packets: list[Any], stream: Any, facts: _Facts) -> Scan:
     start = packets[0].pts
     times = np.array([seconds(packet.pts - start, stream.time_base) for packet in packets])
     last = seconds(packets[-1].duration or 0, stream.time_base)
-    return Scan(
-        times,
-        _duration(times, last, stream.average_rate),
-        start,
-        facts.container,
-        facts.codec,
-        facts.frame_bytes,
-        facts.display,
-        facts.num_streams,
-        "",
-    )
+    return Scan(times, _duration(times, last, stream.average_rate), start, unusual="", **vars(facts))
 
 
 def _scan_of_frames(source: Path | bytes, facts: _Facts, unusual: str) -> Scan:
@@ -165,17 +170,7 @@ def _scan_of_frames(source: Path | bytes, facts: _Facts, unusual: str) -> Scan:
     seen = np.array(times)
     if (np.diff(seen) <= 0).any():  # AVI with B-frames, for one, stores no usable times: spread the frames evenly
         seen = np.linspace(0, seen[-1] or (len(seen) - 1) / float(rate or 25), len(seen))
-    return Scan(
-        seen,
-        _duration(seen, last, rate),
-        start,
-        facts.container,
-        facts.codec,
-        facts.frame_bytes,
-        facts.display,
-        facts.num_streams,
-        unusual,
-    )
+    return Scan(seen, _duration(seen, last, rate), start, unusual=unusual, **vars(facts))
 
 
 def _duration(times: np.ndarray, last: float, rate: Fraction | None) -> float:

@@ -307,3 +307,30 @@ def test_a_jpeg_is_read_without_its_end_only_where_all_of_it_is_there(options):
 def test_a_frame_larger_than_its_gif_says_is_refused():
     with pytest.raises(UnreadableFileError, match="broken GIF file"):
         decode_image((CASES / "hostile" / "bomb_inner_frame.gif").read_bytes(), MAX_PIXELS)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}, {"optimize": True}])
+def test_a_cut_jpeg_of_noise_is_never_read(options):
+    """The last block of noise decodes with many endings, of which some happen to look alike."""
+    for seed in range(4):
+        noise = np.random.default_rng(seed).integers(0, 256, (50, 70, 3), np.uint8)
+        whole = encode(Image.fromarray(noise), "JPEG", **options)
+        expected = np.asarray(decode_image(whole, MAX_PIXELS))
+        for cut in range(3, 60):
+            try:
+                picture = np.asarray(decode_image(whole[:-cut], MAX_PIXELS))
+            except UnreadableFileError:
+                continue
+            np.testing.assert_array_equal(picture, expected)
+
+
+def test_the_transparent_grey_of_a_16_bit_png_is_white():
+    rows = np.array([[1000, 40000], [1001, 65535]], ">u2")
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 0, 0, 0, 0)), (b"tRNS", struct.pack(">H", 1000))]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+    picture = np.asarray(decode_image(data, MAX_PIXELS))[..., 0]
+    np.testing.assert_array_equal(picture, [[255, round(40000 / 257)], [round(1001 / 257), 255]])

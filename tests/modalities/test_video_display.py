@@ -79,6 +79,20 @@ def test_the_whole_display_matrix_is_applied_by_both_backends(matrix, backends):
     np.testing.assert_array_equal(shown, placed(upright, matrix))
 
 
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+@pytest.mark.parametrize("backends", [BOTH, ONLY_PYAV])
+def test_the_projection_of_a_matroska_file_is_applied_by_both_backends(matrix, backends):
+    file = io.BytesIO()
+    with av.open(io.BytesIO(clip(corners(), matrix))) as given, av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    shown = open_video(file.getvalue(), backends).frames([2])[0]
+    np.testing.assert_allclose(shown.astype(int), placed(corners(), matrix), atol=40)
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 @pytest.mark.parametrize("name", ["mirror.mp4", "rot90_mirror.mp4"])
 @pytest.mark.parametrize("backends", [BOTH, ONLY_PYAV])
@@ -183,3 +197,42 @@ def test_decord_reads_in_a_process_that_can_be_lost(monkeypatch):
     video = open_video(data, BOTH)  # PyAV takes over
     np.testing.assert_array_equal(video.frames([1]), open_video(data, ONLY_PYAV).frames([1]))
     assert video.backend == "pyav"
+
+
+def encoded(frames: list[np.ndarray], pixel_format: str = "yuv420p", **options: str) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "10", **options})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pixel_format
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "options", "reason"),
+    [("yuv420p10le", {}, "yuv420p10le"), ("yuv420p", {"x264-params": "interlaced=1"}, "interlaced")],
+)
+def test_what_decord_would_convert_differently_is_read_by_pyav(pixel_format, options, reason):
+    data = encoded([corners()] * 3, pixel_format, **options)
+    video = open_video(data, BOTH)
+    assert reason in video.backend_reason
+    np.testing.assert_array_equal(video.frames([1]), open_video(data, ONLY_PYAV).frames([1]))
+
+
+def test_a_stream_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path):
+    parts = []
+    for height, width in ((48, 80), (96, 160)):
+        file = io.BytesIO()
+        with av.open(file, "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=10, options={"qmin": "1", "qmax": "2"})
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for _ in range(5):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(corners(height, width), format="rgb24")))
+            container.mux(stream.encode())
+        parts.append(file.getvalue())
+    video = open_video(b"".join(parts))
+    last = video.frames([video.num_frames - 1])
+    assert last.shape[1:3] == (48, 80)
+    np.testing.assert_array_equal(last[0], video.frames([0, video.num_frames - 1])[1])
