@@ -134,18 +134,13 @@ class VideoProcessor:
 
     def thumbnail(self, raw: Video) -> Image.Image:
         """Draws four frames side by side, from the first to the last."""
-        frames = raw.frames(np.linspace(0, raw.num_frames - 1, _THUMBNAIL_FRAMES).round().astype(int))
-        strip = Image.fromarray(np.concatenate(list(frames), axis=1))
-        if strip.height > _THUMBNAIL_PX:
-            strip = strip.resize((max(1, round(strip.width * _THUMBNAIL_PX / strip.height)), _THUMBNAIL_PX))
-        return strip
+        chosen = np.linspace(0, raw.num_frames - 1, _THUMBNAIL_FRAMES).round().astype(int)
+        return Image.fromarray(np.concatenate(raw.prepared(chosen, _thumbnail_of), axis=1))
 
     def show(self, writer: SummaryWriter, tag: str, raw: Video, step: int) -> None:
         """Writes the clip as an animation, at most 16 of its frames at their own pace."""
         chosen = np.unique(np.linspace(0, raw.num_frames - 1, _ANIMATION_FRAMES).round().astype(int))
-        first, *others = pictures = [Image.fromarray(frame) for frame in raw.frames(chosen)]
-        for picture in pictures:
-            picture.thumbnail((_ANIMATION_PX, _ANIMATION_PX))
+        first, *others = raw.prepared(chosen, _animation_frame)
         animation = io.BytesIO()
         pause_ms = max(20, round(1000 * raw.duration_s / len(chosen)))  # browsers slow down what is quicker
         first.save(animation, "GIF", save_all=True, append_images=others, duration=pause_ms, loop=0)
@@ -158,20 +153,43 @@ class VideoProcessor:
         return write_scene(scene, self.scene_size_px, self.scene_frames)
 
     def _sample(self, raw: Video, times: np.ndarray, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
-        pictures = raw.frames(frames_at(times, raw.frame_times_s))
-        frames = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
-        height, width = frames.shape[-2:]
-        if train and self.crop_scale is not None:
-            top, left, high, wide = random_crop(height, width, tuple(self.crop_scale), generator)
-        else:
-            high = wide = min(height, width)
-            top, left = (height - high) // 2, (width - wide) // 2
-        frames = _resized(frames[:, :, top : top + high, left : left + wide], self.size_px)
+        crop: tuple[int, int, int, int] | None = None
+
+        def prepare(picture: np.ndarray) -> Tensor:
+            nonlocal crop
+            if crop is None:  # all frames of a clip have the same
+                crop = self._crop(*picture.shape[:2], train, generator)
+            top, left, high, wide = crop
+            part = np.ascontiguousarray(picture[top : top + high, left : left + wide].transpose(2, 0, 1))
+            return _resized(torch.from_numpy(part)[None], self.size_px)[0]
+
+        frames = torch.stack(raw.prepared(frames_at(times, raw.frame_times_s), prepare))
         if train and self.flip_probability > 0 and torch.rand((), generator=generator).item() < self.flip_probability:
             frames = frames.flip(-1)
         mean = torch.tensor(_per_color(self.mean, "mean")).view(3, 1, 1)
         std = torch.tensor(_per_color(self.std, "std")).view(3, 1, 1)
         return {"frames": (frames / 255 - mean) / std, "times_s": torch.from_numpy(times).float()}
+
+    def _crop(self, height: int, width: int, train: bool, generator: torch.Generator) -> tuple[int, int, int, int]:
+        """Returns (top, left, height, width) of what is kept of a frame: the central square, or in training a draw."""
+        if train and self.crop_scale is not None:
+            return random_crop(height, width, tuple(self.crop_scale), generator)
+        side = min(height, width)
+        return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _thumbnail_of(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    if height <= _THUMBNAIL_PX:
+        return picture
+    size = max(1, round(width * _THUMBNAIL_PX / height)), _THUMBNAIL_PX
+    return np.asarray(Image.fromarray(picture).resize(size))
+
+
+def _animation_frame(picture: np.ndarray) -> Image.Image:
+    image = Image.fromarray(picture)
+    image.thumbnail((_ANIMATION_PX, _ANIMATION_PX))
+    return image
 
 
 def _resized(frames: UInt8[Tensor, "frames 3 height width"], size_px: int) -> UInt8[Tensor, "frames 3 size_px size_px"]:

@@ -7,8 +7,9 @@ that are asked for are kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from multicoca_video.frames_pyav import read_with_pyav
 from multicoca_video.scan import MAX_PIXELS, Scan, scan_video
 
 BACKENDS = ("decord", "pyav")
+T = TypeVar("T")
 
 
 class Video:
@@ -42,13 +44,23 @@ class Video:
         self.backend_reason = reason or "a clean short clip"
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Reads frames, in any order and with repeats.
-
-        Args:
-            indices: [frames], each from 0 to num_frames - 1.
+        """Reads frames, in any order and with repeats; arguments and errors are those of `prepared`.
 
         Returns:
             uint8 array [frames, height, width, 3], RGB, upright.
+        """
+        return np.stack(self.prepared(indices, lambda picture: picture))
+
+    def prepared(self, indices: Sequence[int] | np.ndarray, prepare: Callable[[np.ndarray], T]) -> list[T]:
+        """Reads frames, in any order and with repeats, and keeps of each what is made of it.
+
+        Args:
+            indices: [frames], each from 0 to num_frames - 1.
+            prepare: what is done to each picture, uint8 [height, width, 3], RGB, upright; called once for each
+                different frame, in the order of the clip.
+
+        Returns:
+            What `prepare` gave, in the order of `indices`.
 
         Raises:
             UnreadableFileError: nothing could be decoded.
@@ -62,12 +74,16 @@ class Video:
             )
         wanted, places = np.unique(asked, return_inverse=True)
         with refuse_broken():
-            if self.backend == "decord":
-                try:
-                    return read_with_decord(self._source, self._scan, wanted)[places]
-                except DecordUnfitError as error:
-                    self.backend, self.backend_reason = "pyav", str(error)
-            return read_with_pyav(self._source, self._scan, wanted)[places]
+            found = self._read(wanted, prepare)
+        return [found[place] for place in places.tolist()]
+
+    def _read(self, wanted: np.ndarray, prepare: Callable[[np.ndarray], T]) -> list[T]:
+        if self.backend == "decord":
+            try:
+                return [prepare(picture) for picture in read_with_decord(self._source, self._scan, wanted)]
+            except DecordUnfitError as error:
+                self.backend, self.backend_reason = "pyav", str(error)
+        return read_with_pyav(self._source, self._scan, wanted, prepare)
 
 
 def open_video(file: Path | bytes, backends: Sequence[str] = BACKENDS, max_pixels: int = MAX_PIXELS) -> Video:

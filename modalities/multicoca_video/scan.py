@@ -42,6 +42,7 @@ class Scan:
         frame_bytes: size of one decoded RGB frame.
         display: how stored frames become what a player shows.
         num_streams: video streams of the file, cover pictures left out.
+        max_pixels: of a frame; larger ones are not decoded.
         unusual: what is odd about the file, empty when nothing is.
     """
 
@@ -55,6 +56,7 @@ class Scan:
     frame_bytes: int
     display: Display
     num_streams: int
+    max_pixels: int
     unusual: str
 
 
@@ -69,6 +71,7 @@ class _Facts:
     frame_bytes: int
     display: Display
     num_streams: int
+    max_pixels: int
 
 
 def scan_video(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Scan:
@@ -79,7 +82,7 @@ def scan_video(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Scan:
             it can be decoded.
         ImportError: PyAV is not installed.
     """
-    with opened(source) as (container, stream):
+    with opened(source, max_pixels) as (container, stream):
         packets, unusual = _packets(container, stream)
         if not packets:
             raise UnreadableFileError(f"{_name(source)} holds a video stream without any frame; it is cut off or empty")
@@ -96,7 +99,7 @@ def _facts(source: Path | bytes, container: Any, stream: Any, max_pixels: int) -
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         is_turned = may_be_turned(file, container.format.name)
     if is_turned:
-        with opened(source) as again:
+        with opened(source, max_pixels) as again:
             frame = next((frame for _, frame in timed_frames(*again, None, [])), None)
         display = display if frame is None else display_of(frame, display.pixel_aspect)
     width, height = display.size(codec.width, codec.height)
@@ -113,6 +116,7 @@ def _facts(source: Path | bytes, container: Any, stream: Any, max_pixels: int) -
         frame_bytes=3 * width * height,
         display=display,
         num_streams=len(video_streams(container)),
+        max_pixels=max_pixels,
     )
 
 
@@ -157,7 +161,7 @@ def _scan_of_frames(source: Path | bytes, facts: _Facts, unusual: str) -> Scan:
     """Decodes everything once, without keeping or converting a frame."""
     times, last, errors = [], 0.0, []
     start = None
-    with opened(source) as (container, stream):
+    with opened(source, facts.max_pixels) as (container, stream):
         for time, frame in timed_frames(container, stream, None, errors):
             if start is None:
                 start = frame.pts or 0
@@ -235,11 +239,12 @@ def _decoded(stream: Any, packet: Any | None, errors: list[str]) -> list[Any]:
 
 
 @contextmanager
-def opened(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
+def opened(source: Path | bytes, max_pixels: int) -> Iterator[tuple[Any, Any]]:
     """Opens a file and gives (PyAV container, its video stream), decoding on one thread.
 
     Of several video streams it is the one that FFmpeg takes for the best (av_find_best_stream): one that is marked as
-    the default first, then the one with the most frames and the highest bit rate.
+    the default first, then the one with the most frames and the highest bit rate. Frames with more pixels than
+    `max_pixels` are not decoded, whatever size the file's header gives.
 
     Raises:
         UnreadableFileError: the file is missing, empty or not a video; the message is the reason.
@@ -266,6 +271,7 @@ def opened(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
             raise UnreadableFileError(f"{_name(source)} is coded in a way that FFmpeg does not know")
         stream.thread_type = "SLICE"  # frame threads would delay every frame, and data workers share the cores
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}
         yield container, stream
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import shutil
 import struct
 import subprocess
+import weakref
 from fractions import Fraction
 from pathlib import Path
 
@@ -236,3 +238,23 @@ def test_a_stream_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path):
     last = video.frames([video.num_frames - 1])
     assert last.shape[1:3] == (48, 80)
     np.testing.assert_array_equal(last[0], video.frames([0, video.num_frames - 1])[1])
+
+
+def test_frames_larger_than_the_header_says_are_not_decoded():
+    """Its key frame has 12589 x 12288 px where the header has 48 x 48."""
+    data = (CASES / "hostile" / "frame_of_154_megapixels.webm").read_bytes()
+    with pytest.raises(UnreadableFileError, match="no frame could be decoded"):
+        open_video(data, ONLY_PYAV).frames([0])
+
+
+def test_no_more_than_a_frame_is_held_at_its_full_size():
+    video = open_video(clip(corners(480, 800)), ONLY_PYAV)
+    alive: list[weakref.ref] = []
+
+    def prepare(picture: np.ndarray) -> int:
+        alive.append(weakref.ref(picture.base if picture.base is not None else picture))
+        gc.collect()
+        assert sum(own() is not None for own in alive) == 1
+        return len(alive)
+
+    assert video.prepared([4, 0, 2, 0], prepare) == [3, 1, 2, 1]
