@@ -20,6 +20,7 @@ from multicoca.distributed.parallelize import ParallelConfig
 from multicoca.eval.evaluator import EvaluationConfig
 from multicoca.isolated import DEFAULT_TIMEOUT_S
 from multicoca.model.config import ModelConfig
+from multicoca.text.clean import CLEANERS
 from multicoca.train.loop import TrainConfig
 from multicoca.train.optim import OptimConfig
 from multicoca.train.step import LossConfig
@@ -39,6 +40,12 @@ class TextConfig:
     tokenizer: str | None = None
     vocab_size: int = 16384
     clean: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.clean not in CLEANERS:
+            raise ValueError(f"text.clean is '{self.clean}'; choose one of {', '.join(CLEANERS)}")
+        if self.vocab_size < 260:  # the bytes, and four special tokens
+            raise ValueError(f"text.vocab_size is {self.vocab_size}; expected at least 260, the bytes and a few marks")
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,14 @@ class DataConfig(MixtureConfig):
     def __post_init__(self) -> None:
         if not self.decode_timeout_s > 0:
             raise ValueError(f"data.decode_timeout_s is {self.decode_timeout_s}; expected a number of seconds above 0")
+        sizes = {"batch_size": self.batch_size} | {f"batch_sizes.{name}": n for name, n in self.batch_sizes.items()}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"data.{name} is {size}; expected at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"data.workers is {self.workers}; expected at least 0")
+        if not 0 <= self.max_broken_share <= 1:
+            raise ValueError(f"data.max_broken_share is {self.max_broken_share}; expected a share from 0 to 1")
 
     def common_size(self) -> int:
         """Returns what the number of processes must divide: the common part of all micro-batches' sizes."""

@@ -63,7 +63,21 @@ def test_a_resolved_configuration_survives_yaml(name):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("model.wdth=9", "wdth"), ("model.width=wide", "width"), ("experiment=none_such", "none_such")],
+    [
+        ("model.wdth=9", "wdth"),
+        ("model.width=wide", "width"),
+        ("experiment=none_such", "none_such"),
+        ("model.width=-3", r"model\.width is -3; expected at least 1"),
+        ("model.num_heads=7", r"which 7 heads cannot share equally"),
+        ("model.pooler=attention", r"model\.pooler is 'attention'; choose one of cascade"),
+        ("train.precision=fp8", r"train\.precision is 'fp8'"),
+        ("parallel.strategy=tp", r"parallel\.strategy is 'tp'"),
+        ("data.batch_size=0", r"data\.batch_size is 0; expected at least 1"),
+        ("data.max_broken_share=5", r"data\.max_broken_share is 5"),
+        ("data.decode_timeout_s=0", r"data\.decode_timeout_s is 0"),
+        ("data.workers=-1", r"data\.workers is -1"),
+        ("text.clean=all", r"text\.clean is 'all'"),
+    ],
 )
 def test_a_wrong_override_is_an_error_that_names_it(override, message):
     with pytest.raises(ValueError, match=message):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from multicoca.config import Config, to_yaml
+from multicoca.config import Config, from_yaml, to_yaml
 from multicoca.distributed.launch import is_restarted
 from multicoca.files import write_text
 
 # what may differ when a run goes on: where and how it runs, not what it computes
 _FREE = (
     "fresh", "accept_changes", "output", "parallel.", "evaluation.", "data.workers", "data.max_broken_share",
+    "data.decode_timeout_s",
     "train.cpu_processes", "train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
     "train.evaluate_every", "train.max_bad_steps", "train.profile_",
 )  # fmt: skip
@@ -49,12 +50,19 @@ def opened_run(folder: Path, config: Config) -> Iterator[None]:
                 raise ValueError(f"{folder} holds files but no run; fresh=true does not delete it, choose another name")
             shutil.rmtree(folder)
         if saved.is_file():
-            before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+            before = _with_defaults(saved.read_text(encoding="utf-8"))
             _check(folder, before, yaml.safe_load(text), config.accept_changes)
         write_text(saved, text)
         yield
     finally:
         lock.release()
+
+
+def _with_defaults(text: str) -> Mapping[str, Any]:
+    """Returns a saved configuration with the defaults of settings that there were not when it was saved."""
+    with suppress(ValueError):  # settings of it are gone; `_check` names them
+        text = to_yaml(from_yaml(text))
+    return yaml.safe_load(text)
 
 
 def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], accept: bool) -> None:

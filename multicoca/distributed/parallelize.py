@@ -54,15 +54,19 @@ class ParallelConfig:
     compile: bool = False
     timeout_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"parallel.strategy is '{self.strategy}'; choose one of {', '.join(STRATEGIES)}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"parallel.timeout_s is {self.timeout_s}; expected a number of seconds above 0")
+
 
 def mesh_sizes(config: ParallelConfig, ranks: int) -> tuple[int, int]:
     """Returns (copies of the model, ranks that share one).
 
     Raises:
-        ValueError: the sizes do not multiply to the number of ranks, or the strategy does not exist.
+        ValueError: the sizes do not multiply to the number of ranks.
     """
-    if config.strategy not in STRATEGIES:
-        raise ValueError(f"parallel.strategy is '{config.strategy}'; choose one of {', '.join(STRATEGIES)}")
     if config.strategy == "ddp":
         return ranks, 1
     replicate, shard = config.replicate, config.shard

@@ -55,7 +55,21 @@ class ModelConfig:
     multimodal_block: str = "paper"
 
     def __post_init__(self) -> None:
+        sizes = ("width", "num_heads", "mlp_width", "multimodal_layers", "embedding_width", "num_queries")
+        sizes += ("pooler_heads", "source_width")
+        least = dict.fromkeys(sizes, 1) | {"unimodal_layers": 0, "context_length": 3}  # BOS, a word and EOS
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"model.{name} is {value}; expected at least {smallest}")
+        for name, size, heads in (
+            ("width", self.width, self.num_heads),
+            ("source_width", self.source_width or self.width, self.pooler_heads or self.num_heads),
+        ):
+            if size % heads:
+                raise ValueError(f"model.{name} is {size}, which {heads} heads cannot share equally")
         choices = {
+            "pooler": ("cascade", "parallel", "shared", "none"),
             "adapters": ("all", "where_needed"),
             "caption_heads": ("separate", "shared"),
             "contrastive": ("softmax", "sigmoid"),

@@ -28,7 +28,16 @@ from multicoca.distributed.setup import naming_lost_ranks
 from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import Checkpoints
 from multicoca.train.metrics import PeakMemory, TrainingLog
-from multicoca.train.optim import TUNING, Average, OptimConfig, Optimizers, build_optimizers, learning_rates, tuned
+from multicoca.train.optim import (
+    PRECISIONS,
+    TUNING,
+    Average,
+    OptimConfig,
+    Optimizers,
+    build_optimizers,
+    learning_rates,
+    tuned,
+)
 from multicoca.train.precision import kept_muon_precision, kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 from multicoca.train.stopping import StopSignal
@@ -76,6 +85,8 @@ class TrainConfig:
         for key, smallest in least.items():
             if getattr(self, key) < smallest:
                 raise ValueError(f"train.{key} is {getattr(self, key)}; expected at least {smallest}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"train.precision is '{self.precision}'; choose one of {', '.join(PRECISIONS)}")
         if self.tuning not in TUNING:
             raise ValueError(f"train.tuning is '{self.tuning}'; choose one of {', '.join(TUNING)}")
         if (self.tuning == "frozen_then_all") != (self.frozen_steps > 0):

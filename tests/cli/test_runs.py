@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import yaml
 from patience import DEADLINE_S
 
 from multicoca.cli.runs import opened_run
@@ -50,6 +51,18 @@ def test_fresh_does_not_delete_what_an_automatic_restart_goes_on_with(tmp_path, 
     (tmp_path / "run" / "checkpoint").touch()
     opened(tmp_path, fresh=True)
     assert (tmp_path / "run" / "checkpoint").is_file()
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+    opened(tmp_path)
+    saved = tmp_path / "run" / "config.yaml"
+    settings = yaml.safe_load(saved.read_text())
+    del settings["optim"]["muon_precision"], settings["train"]["max_bad_steps"]
+    saved.write_text(yaml.safe_dump(settings))
+    opened(tmp_path)
+    saved.write_text(yaml.safe_dump({**settings, "gone": 1}))
+    with pytest.raises(ValueError, match="gone: 1 then, absent now"):
+        opened(tmp_path)
 
 
 def test_another_configuration_is_shown_and_accepted_only_when_asked(tmp_path, capsys):
