@@ -29,6 +29,13 @@ _SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
 _LIST_STARTS = ("[", "(", "{", "array(")
 _LIST = re.compile(r"(?:array\()?[\[({]+\s*(?:np\.str_\()?['\"]")
 _DEEPEST = 100  # levels of JSON; more than any metadata has, and few enough to be pickled and written again
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zX": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\3\4": "zip, as Excel does",
+}
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -58,6 +65,11 @@ def decode_text(content: bytes) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise UnreadableFileError(str(error)) from error
+
+
+def packing(head: bytes) -> str:
+    """Says how a file is packed, from its first bytes, or ""."""
+    return next((f"packed by {name}" for start, name in _PACKED.items() if head.startswith(start)), "")
 
 
 def clean_text(name: str, text: str) -> str:

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
-from multicoca.data.fields import parse_json, shorten
+from multicoca.data.fields import packing, parse_json, shorten
 from multicoca.modality import UnreadableFileError
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
@@ -34,7 +34,6 @@ _KNOWN = {name: (known, place) for known, names in _COLUMNS.items() for place, n
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}  # spreadsheets of many countries write semicolons into .csv
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
           codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
-_PACKED = {b"\x1f\x8b": "packed by gzip", b"PK\3\4": "a zip or Excel file", b"PAR1": "a Parquet file"}
 _DOCUMENT = re.compile(r"\[\s*(?:\{|$)|\{$")  # how a list of objects, or an object of several lines, begins
 _EXPECTED = (
     f"expected at least file_name and text (or label); other names for them are {', '.join(FILE_COLUMNS[1:])} and "
@@ -85,7 +84,7 @@ def _text_lines(manifest: Path, newline: str) -> Iterator[str]:
     """Yields the lines of a text file without its byte-order mark; bytes that are not UTF-8 become surrogates."""
     with manifest.open("rb") as file:
         head = file.read(4)
-    packed = next((name for start, name in _PACKED.items() if head.startswith(start)), "")
+    packed = packing(head)
     if packed:
         raise ValueError(f"{manifest} is no text, it is {packed}; write it as {' or '.join(SUFFIXES)}")
     encoding = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), "utf-8-sig")

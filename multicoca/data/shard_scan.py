@@ -1,8 +1,8 @@
 """Reads a tar of img2dataset's and video2dataset's form once: which samples it holds, where, and what is wrong.
 
 Members with the same name up to the first dot of the last part are one sample, as in WebDataset, wherever they lie in
-the tar: `.txt`, `.json` and `.cls` say something about it, all others may be media. What a file is, its last ending
-says, in upper or lower case. A tar that is cut short gives all that is whole in it.
+the tar: `.txt`, `.json` and `.cls` say something about it, all others may be media. The last ending says what a file
+is, in upper or lower case. A tar that is cut short gives all that is whole in it; several joined by `cat` are one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import fsspec
 
-from multicoca.data.fields import captions, decode_text, parse_json, printable, split_name, word
+from multicoca.data.fields import captions, decode_text, packing, parse_json, printable, shorten, split_name, word
 from multicoca.data.storage import Member, local_path
 from multicoca.modality import UnreadableFileError
 from multicoca.reading import refuse_broken
@@ -132,6 +132,10 @@ def _members(file: io.IOBase, url: str, problems: list[str]) -> Iterator[Part]:
     end = file.seek(0, 2)
     file.seek(0)
     last, last_offset = "its beginning", -1
+    packed = packing(file.read(4))
+    file.seek(0)
+    if packed:
+        raise UnreadableFileError(f"it is {packed}; unpack it")
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         while True:
             try:
@@ -141,7 +145,11 @@ def _members(file: io.IOBase, url: str, problems: list[str]) -> Iterator[Part]:
                 problems.append(f"it is cut short or broken behind {last}: {error}")
                 return
             if header is None:
-                break
+                following = _behind_the_end(file, tar.offset)
+                if following is None:
+                    break
+                tar.offset = following
+                continue
             tar.members.clear()  # or it keeps all headers
             name = printable(header.name)
             if header.offset_data <= last_offset or header.size < 0:
@@ -164,6 +172,18 @@ def _members(file: io.IOBase, url: str, problems: list[str]) -> Iterator[Part]:
         problems.append(f"it is cut short behind {last}; the end mark of a tar is missing")
     elif block.count(0) < _BLOCK:
         problems.append(f"the header behind {last}, at byte {tar.offset}, is broken; what follows is lost")
+
+
+def _behind_the_end(file: io.IOBase, offset: int) -> int | None:
+    """Returns where another tar begins behind the end mark of one, as `cat` joins them; None where nothing follows."""
+    file.seek(offset)
+    block = file.read(_BLOCK)
+    if len(block) < _BLOCK or block.count(0) < _BLOCK:
+        return None  # no end mark
+    while block and block.count(0) == len(block):
+        offset += len(block)
+        block = file.read(_BLOCK)
+    return offset if block else None
 
 
 def _part(url: str, name: str, header: tarfile.TarInfo) -> Part:
@@ -265,39 +285,46 @@ def _sample(base: str, parts: list[Part], middles: set[str]) -> Sample:
         if part.kind not in _DESCRIBING:
             sample.media[part.member.name[len(base) + 1 :]] = part.member
         elif part.middle not in middles:
-            ignored.append(f".{part.ending}")
+            ignored.append(f"its .{part.ending} may belong to something else")
         elif part.content is not None:
             try:
-                _hear(sample, part)
+                ignored += _add_description(sample, part)
             except UnreadableFileError as error:
                 sample.reason = sample.reason or f"its .{part.ending} cannot be read: {error}"
     sample.texts = list(dict.fromkeys(sample.texts))
     if not sample.texts and sample.label is None and not sample.reason:
         sample.reason = "it has no caption: neither a .txt nor a text in its .json (" + ", ".join(TEXT_KEYS) + ")"
-        sample.reason += f"; {', '.join(ignored)} may belong to something else" if ignored else ""
+        sample.reason += f"; {', '.join(ignored)}" if ignored else ""
     return sample
 
 
-def _hear(sample: Sample, part: Part) -> None:
-    """Takes in what a description says.
+def _add_description(sample: Sample, part: Part) -> list[str]:
+    """Adds what a description says to a sample; returns why captions that it may hold do not count.
 
     Raises:
         UnreadableFileError: it cannot be used.
     """
     text = decode_text(part.content or b"")
-    if part.kind == "txt":
-        sample.texts += captions("text", text)
-    elif part.kind == "cls":
+    if part.kind == "cls":
         sample.label = word("label", text) or None
+    elif part.kind == "txt":
+        found = captions("text", text)
+        sample.texts += found
+        return [] if found else [f"its .{part.ending} is empty"]
     else:
         about = parse_json(text)
         about = about if isinstance(about, dict) else {"captions": about}
         sample.json = part.member
-        for key in TEXT_KEYS:
-            given = about.get(key)
-            given = given if isinstance(given, list) else [given]
-            sample.texts += captions(key, [one for one in given if isinstance(one, str)])
         sample.label = sample.label or word("label", about.get("label")) or None
         sample.split = split_name(about.get("split"))
         sample.modality = word("modality", about.get("modality"))
         sample.key = word("key", about.get("key"))
+        odd = []
+        for key in TEXT_KEYS:
+            given = about.get(key)
+            if isinstance(given, str) or (isinstance(given, list) and any(isinstance(one, str) for one in given)):
+                sample.texts += captions(key, given)
+            elif given not in (None, []) and given == given:
+                odd.append(f"{key} in its .{part.ending} is {shorten(given)}, expected a string or a list of strings")
+        return odd or [f"its .{part.ending} has the fields {shorten(list(about), 200)}"]
+    return []

@@ -13,7 +13,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -149,11 +149,11 @@ class _Entry:
         return self.given[name][0] if name in self.given else ""
 
 
-def _entries(manifest: Path) -> list[_Entry]:
-    """Returns what the lines say about each file, lines that cannot be used by themselves, in order."""
+def _entries(manifest: Path) -> Iterator[_Entry]:
+    """Yields what the lines say about each file, lines that cannot be used by themselves, in order."""
     folder = str(manifest.parent)
     files: dict[str | tuple[str, str], _Entry] = {}
-    broken = []
+    broken: list[_Entry] = []
     for line in read_lines(manifest):
         entry = _entry(line)
         if entry.reason:
@@ -163,7 +163,11 @@ def _entries(manifest: Path) -> list[_Entry]:
         before = files.setdefault((place, entry.key) if "key" in entry.given else place, entry)
         if before is not entry:
             _join(before, entry)
-    return sorted([*files.values(), *broken], key=lambda entry: entry.lines[0]) if broken else list(files.values())
+    in_order = sorted([*files.values(), *broken], key=lambda entry: entry.lines[0])
+    files.clear()
+    in_order.reverse()
+    while in_order:
+        yield in_order.pop()  # so that entries and items are not all held at once
 
 
 def _entry(line: Line) -> _Entry:

@@ -184,8 +184,15 @@ def test_surplus_cells_of_unnamed_columns_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("content", ['[\n {"file_name": "000.jpg"}\n]', '[{"file_name": "000.jpg", "text": "a"}]',
-                                     '[{"file_name": "000.jpg"},\n{"file_name": "001.jpg"}]', '\n{\n"file_name": 1\n}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[\n {"file_name": "000.jpg"}\n]',
+        '[{"file_name": "000.jpg", "text": "a"}]',
+        '[{"file_name": "000.jpg"},\n{"file_name": "001.jpg"}]',
+        '\n{\n"file_name": 1\n}',
+    ],
+)
 def test_a_json_document_is_no_manifest(tmp_path, content, end):
     with pytest.raises(ValueError, match=r"a\.jsonl is one JSON document, line \d begins .* write one object a line"):
         listed(tmp_path, content.replace("\n", end), "a.jsonl")
