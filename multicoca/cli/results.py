@@ -18,8 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.cli.report import CaptionExample, Report, RetrievalExample, write_report
 from multicoca.config import Config, to_yaml
-from multicoca.data.fields import TEST
+from multicoca.data.annotations import TEST
 from multicoca.data.sample import Item
+from multicoca.eval.captioning import is_reference
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.shapes import all_references, scene_judge
 from multicoca.modality import Processor, TensorBoardViewer, UnreadableFileError
@@ -176,7 +177,7 @@ def _caption_examples(bundle: Bundle, modality: str, answers: Answers) -> list[C
     for index in answers.captioned():
         item, caption = answers.items[index], answers.captions[index]
         if judge is None:
-            rows.append((item, caption, caption in {text.lower() for text in item.texts}, None))
+            rows.append((item, caption, is_reference(caption, item.texts), None))
         else:
             exact, right, total = judge(item, caption)
             rows.append((item, caption, exact, right / total))

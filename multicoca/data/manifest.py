@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
-from multicoca.data.fields import packing, parse_json, shorten
+from multicoca.data.annotations import packing, parse_json, shorten
 from multicoca.modality import UnreadableFileError
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")

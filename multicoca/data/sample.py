@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicoca.data.fields import printable
+from multicoca.data.annotations import printable
 from multicoca.data.storage import Member
 from multicoca.modality import Processor, UnreadableFileError
 from multicoca.reading import refuse_broken

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from multicoca.data.fields import printable
+from multicoca.data.annotations import printable
 from multicoca.data.order import keyed_number
 from multicoca.data.shard_scan import Sample, scan_shard
 from multicoca.data.storage import Member, local_path, stamp

@@ -16,7 +16,16 @@ from dataclasses import dataclass, field
 
 import fsspec
 
-from multicoca.data.fields import captions, decode_text, packing, parse_json, printable, shorten, split_name, word
+from multicoca.data.annotations import (
+    decode_text,
+    packing,
+    parse_captions,
+    parse_json,
+    parse_split,
+    parse_string,
+    printable,
+    shorten,
+)
 from multicoca.data.storage import Member, local_path
 from multicoca.modality import UnreadableFileError
 from multicoca.reading import refuse_broken
@@ -306,24 +315,24 @@ def _add_description(sample: Sample, part: Part) -> list[str]:
     """
     text = decode_text(part.content or b"")
     if part.kind == "cls":
-        sample.label = word("label", text) or None
+        sample.label = parse_string("label", text) or None
     elif part.kind == "txt":
-        found = captions("text", text)
+        found = parse_captions("text", text)
         sample.texts += found
         return [] if found else [f"its .{part.ending} is empty"]
     else:
         about = parse_json(text)
         about = about if isinstance(about, dict) else {"captions": about}
         sample.json = part.member
-        sample.label = sample.label or word("label", about.get("label")) or None
-        sample.split = split_name(about.get("split"))
-        sample.modality = word("modality", about.get("modality"))
-        sample.key = word("key", about.get("key"))
+        sample.label = sample.label or parse_string("label", about.get("label")) or None
+        sample.split = parse_split(about.get("split"))
+        sample.modality = parse_string("modality", about.get("modality"))
+        sample.key = parse_string("key", about.get("key"))
         odd = []
         for key in TEXT_KEYS:
             given = about.get(key)
             if isinstance(given, str) or (isinstance(given, list) and any(isinstance(one, str) for one in given)):
-                sample.texts += captions(key, given)
+                sample.texts += parse_captions(key, given)
             elif given not in (None, []) and given == given:
                 odd.append(f"{key} in its .{part.ending} is {shorten(given)}, expected a string or a list of strings")
         return odd or [f"its .{part.ending} has the fields {shorten(list(about), 200)}"]

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from multicoca.data.fields import TEST, TRAIN, captions, clean_text, shorten, split_name, word
+from multicoca.data.annotations import TEST, TRAIN, clean_text, parse_captions, parse_split, parse_string, shorten
 from multicoca.data.manifest import SUFFIXES, Line, read_lines
 from multicoca.data.order import keyed_number
 from multicoca.data.sample import Item, Problem
@@ -181,11 +181,11 @@ def _entry(line: Line) -> _Entry:
         entry.name, entry.key = name, name or entry.key
         for known in _NAMING:
             if known in line.values:
-                value = (split_name if known == "split" else partial(word, known))(line.values[known])
+                value = (parse_split if known == "split" else partial(parse_string, known))(line.values[known])
                 if value:
                     entry.given[known] = value, line.number
         entry.key = entry.value("key") or entry.key
-        entry.texts = tuple(captions("text", line.values.get("text")))
+        entry.texts = tuple(parse_captions("text", line.values.get("text")))
         if not entry.texts and "label" not in entry.given:
             raise UnreadableFileError("it has no caption and no label: text is empty; expected a string or a list")
     except UnreadableFileError as error:

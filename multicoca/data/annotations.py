@@ -1,4 +1,4 @@
-"""What manifests and shards say about an item: captions, label, split, modality and key, checked before they are used.
+"""Annotations: captions, label, split, modality and key of an item, as manifests and shards give them, checked first.
 
 Every function here takes values that anybody may have written. It returns text that can be encoded and printed, or
 raises `UnreadableFileError`, so that a bad line or sample is one problem and the rest is read.
@@ -91,7 +91,7 @@ def clean_text(name: str, text: str) -> str:
     return text.strip()
 
 
-def word(name: str, value: Any) -> str:
+def parse_string(name: str, value: Any) -> str:
     """Returns a label, split, modality or key as text; "" where there is none.
 
     Raises:
@@ -105,7 +105,7 @@ def word(name: str, value: Any) -> str:
     return clean_text(name, str(value))
 
 
-def captions(name: str, value: Any) -> list[str]:
+def parse_captions(name: str, value: Any) -> list[str]:
     """Returns the captions that a value holds, each once: a string, a list of strings (also as text), or nothing.
 
     Raises:
@@ -175,13 +175,13 @@ def _python_strings(text: str) -> list[str] | None:
     return strings if is_flat and is_tuple and all(isinstance(one, str) for one in strings) else None
 
 
-def split_name(value: Any) -> str:
+def parse_split(value: Any) -> str:
     """Returns the split that a name means: "train", "test", "validation" or the name itself; "" where there is none.
 
     Raises:
         UnreadableFileError: it is no name.
     """
-    name = word("split", value)
+    name = parse_string("split", value)
     return _SPLIT_OF.get(name.lower(), name)
 
 
