@@ -14,7 +14,7 @@ from tqdm import tqdm
 from multicoca.build import build_processors
 from multicoca.cli.compose import compose_config
 from multicoca.cli.train import list_items
-from multicoca.data.fields import split_name
+from multicoca.data.annotations import parse_split
 from multicoca.data.ledger import Ledger
 from multicoca.data.shard_index import index_shards, opened
 from multicoca.data.shard_writer import write_shards
@@ -63,7 +63,7 @@ def _shard(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.out} holds shards already; choose another folder or remove them")
     config = compose_config("train", options.overrides)
     listing = list_items(config, build_processors(config.modalities))
-    options.split = split_name(options.split) or None
+    options.split = parse_split(options.split) or None
     splits = [options.split] if options.split else list(listing.splits)
     if options.split and not listing.of(options.split):
         raise ValueError(f"there is no split '{options.split}'; the splits are {', '.join(listing.splits)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.cli.report import CaptionExample, Report, RetrievalExample, write_report
 from multicoca.config import Config, to_yaml
-from multicoca.data.fields import TEST
+from multicoca.data.annotations import TEST
 from multicoca.data.sample import Item
+from multicoca.eval.captioning import is_reference
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.shapes import all_references, scene_judge
-from multicoca.modality import Processor, TensorBoardViewer
+from multicoca.modality import Processor, TensorBoardViewer, UnreadableFileError
 from multicoca.model.bundle import Bundle
+from multicoca.reading import refuse_broken
 
 _TENSORBOARD_EXAMPLES = 6
 _CAPTION_FAILURES, _CAPTION_SUCCESSES, _RETRIEVALS, _ACROSS = 9, 6, 4, 3  # what a page can hold
 _TOP = 5
+_NO_THUMBNAIL_PX = 64
 
 
 def log_answers(
@@ -34,10 +39,11 @@ def log_answers(
     """Shows captions beside references, with thumbnails and whatever else a modality shows, in TensorBoard."""
     for modality, own in answers.items():
         for number, item in enumerate(own.items[:_TENSORBOARD_EXAMPLES]):
-            raw, tag = item.decode(processors[modality]), f"examples/{modality}/{number}"
-            writer.add_image(tag, np.asarray(processors[modality].thumbnail(raw)), step, dataformats="HWC")
-            if isinstance(processors[modality], TensorBoardViewer):
-                processors[modality].show(writer, f"{tag}/full", raw, step)
+            processor, tag = processors[modality], f"examples/{modality}/{number}"
+            writer.add_image(tag, np.asarray(_thumbnail(item, processor)), step, dataformats="HWC")
+            if isinstance(processor, TensorBoardViewer):
+                with suppress(UnreadableFileError), refuse_broken():
+                    processor.show(writer, f"{tag}/full", item.decode(processor), step)
         rows = [f"| {_reference(item)} | {caption} |" for item, caption in zip(own.items, own.captions, strict=True)]
         table = "\n".join(["| reference | written |", "|---|---|", *rows[:_TENSORBOARD_EXAMPLES]])
         writer.add_text(f"captions/{modality}", table, step)
@@ -156,7 +162,12 @@ def _curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def _thumbnail(item: Item, processor: Processor) -> Image:
-    return processor.thumbnail(item.decode(processor))
+    """Returns a picture of an item; a grey one where none can be made of it any more."""
+    try:
+        with refuse_broken():
+            return processor.thumbnail(item.decode(processor))
+    except UnreadableFileError:
+        return new_image("RGB", (_NO_THUMBNAIL_PX, _NO_THUMBNAIL_PX), "gray")
 
 
 def _caption_examples(bundle: Bundle, modality: str, answers: Answers) -> list[CaptionExample]:
@@ -166,7 +177,7 @@ def _caption_examples(bundle: Bundle, modality: str, answers: Answers) -> list[C
     for index in answers.captioned():
         item, caption = answers.items[index], answers.captions[index]
         if judge is None:
-            rows.append((item, caption, caption in {text.lower() for text in item.texts}, None))
+            rows.append((item, caption, is_reference(caption, item.texts), None))
         else:
             exact, right, total = judge(item, caption)
             rows.append((item, caption, exact, right / total))

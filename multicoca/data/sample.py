@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicoca.data.fields import printable
+from multicoca.data.annotations import printable
 from multicoca.data.storage import Member
 from multicoca.modality import Processor, UnreadableFileError
 from multicoca.reading import refuse_broken
@@ -65,10 +65,23 @@ class Item:
         """Reads the item and makes a sample of it; `generator` is needed in training.
 
         Raises:
-            UnreadableFileError: it cannot be used; the message is the reason.
+            UnreadableFileError: it cannot be used, or its sample holds a NaN or infinite number; the message is the
+                reason.
         """
-        with refuse_broken():
-            return processor.preprocess(self.decode(processor), train, generator or torch.Generator())
+        return sample_of(self.decode(processor), processor, train, generator)
+
+
+def sample_of(
+    raw: Any, processor: Processor, train: bool, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Makes a sample of what `Item.decode` returned; raises as `Item.sample`."""
+    with refuse_broken():
+        sample = processor.preprocess(raw, train, generator or torch.Generator())
+        for name, part in sample.items():
+            if part.is_floating_point() and not part.isfinite().all():
+                count = int((~part.isfinite()).sum())
+                raise UnreadableFileError(f"{count} of the {part.numel()} numbers of its '{name}' are NaN or infinite")
+    return sample
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ import numpy as np
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from multicoca.data.fields import printable
+from multicoca.data.annotations import printable
 from multicoca.data.order import keyed_number
 from multicoca.data.shard_scan import Sample, scan_shard
 from multicoca.data.storage import Member, local_path, stamp
 from multicoca.distributed.launch import available_cores
 from multicoca.files import written_aside
 
-_FORMAT = "2"  # raise it when the arrays change, so that old indexes are built anew
+_FORMAT = "3"  # raise it when the arrays change, so that old indexes are built anew
 _TYPES = {"U8": np.uint8, "U32": np.uint32, "U64": np.uint64}
 _REMOTE_THREADS = 16
 

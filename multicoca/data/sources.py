@@ -9,18 +9,24 @@ form is Hugging Face's imagefolder. Whatever cannot be used is a `Problem` with 
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from multicoca.data.fields import TEST, TRAIN, captions, clean_text, shorten, split_name, word
+from multicoca.data.annotations import TEST, TRAIN, clean_text, parse_captions, parse_split, parse_string, shorten
 from multicoca.data.manifest import SUFFIXES, Line, read_lines
 from multicoca.data.order import keyed_number
 from multicoca.data.sample import Item, Problem
 from multicoca.modality import Processor, UnreadableFileError
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # pathlib makes one slash of two
+_NAMING = ("label", "split", "modality", "key")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 
 
@@ -47,11 +53,6 @@ class Listing:
     def with_captions(self, split: str) -> dict[str, Sequence[Item]]:
         """Returns the items of a split that have captions, by modality."""
         return {**self.of(split), **self.captioned.get(split, {})}
-
-    def count(self, split: str, modality: str) -> None:
-        """Counts one more listed item."""
-        counts = self.listed.setdefault(split, {})
-        counts[modality or "unknown"] = counts.get(modality or "unknown", 0) + 1
 
 
 @runtime_checkable
@@ -86,51 +87,42 @@ class Folder:
             ValueError: the manifest cannot be used as a whole.
         """
         del seed  # the split depends on keys alone
-        listing, entries = Listing(), {}
-        broken: list[_Entry] = []
-        for line in read_lines(self.manifest):
-            entry = _entry(line)
-            if entry.reason:
-                broken.append(entry)
-            else:
-                place = os.path.normpath(entry.name), entry.key if "key" in entry.given else ""
-                entries[place] = _joined(entries[place], entry) if place in entries else entry
-        items: dict[str, dict[str, list[Item]]] = {}
+        listing, folder, by_suffix = Listing(), self.manifest.parent, modalities_by_suffix(processors)
+        listed: Counter[tuple[str, str]] = Counter()
+        items: dict[tuple[str, str], list[Item]] = {}
         first_lines: dict[tuple[str, str], int] = {}
-        for entry in sorted([*entries.values(), *broken], key=lambda entry: entry.lines[0]):
-            split, modality = (
-                self._split_of(entry),
-                entry.value("modality") or modality_by_suffix(entry.name, processors),
-            )
-            listing.count(split, modality)
-            reason = entry.reason or _unusable(self.manifest.parent / entry.name, modality, processors)
-            if not reason and (modality, entry.key) in first_lines:
-                first = first_lines[modality, entry.key]
+        for entry in _entries(self.manifest):
+            split = self._split_of(entry)
+            modality = entry.value("modality") or by_suffix.get(os.path.splitext(entry.name)[1].lower(), "")
+            listed[split, modality] += 1
+            file = folder / entry.name if entry.name else self.manifest
+            reason = entry.reason or _unusable(file, modality, processors)
+            first = first_lines.setdefault((modality, entry.key), entry.lines[0]) if not reason else 0
+            if not reason and first != entry.lines[0]:
                 reason = f"its key '{entry.key}' occurs twice, first in line {first}; keys must be unique"
             if reason:
-                listing.problems.append(self._problem(entry, reason, split, modality))
+                where = f"{self.manifest.name}, {_numbers(entry.lines)}"
+                listing.problems.append(Problem(entry.key, str(file), f"{reason} ({where})", split, modality))
             else:
-                first_lines[modality, entry.key] = entry.lines[0]
-                items.setdefault(split, {}).setdefault(modality, []).append(entry.item(self.manifest.parent, modality))
-        listing.splits.update(items)
-        for split, by_modality in items.items():
-            for modality, found in by_modality.items():
-                captioned = [item for item in found if item.texts]
-                if len(captioned) < len(found):
-                    listing.captioned.setdefault(split, {})[modality] = captioned
+                label = entry.value("label") or None
+                item = Item(entry.key, file, modality, entry.texts, label, entry.extra)
+                items.setdefault((split, modality), []).append(item)
+        for (split, modality), count in listed.items():
+            listing.listed.setdefault(split, {})[modality or "unknown"] = count
+        for (split, modality), found in items.items():
+            listing.splits.setdefault(split, {})[modality] = found
+            captioned = [item for item in found if item.texts]
+            if len(captioned) < len(found):
+                listing.captioned.setdefault(split, {})[modality] = captioned
         return _distinct(listing)
 
     def _split_of(self, entry: _Entry) -> str:
-        by_key = keyed_number("split", entry.key) / 2**64 < self.test_share
-        return entry.value("split") or (TEST if by_key else TRAIN)
-
-    def _problem(self, entry: _Entry, reason: str, split: str, modality: str) -> Problem:
-        file = self.manifest.parent / entry.name if entry.name else self.manifest
-        lines = "line " + str(entry.lines[0]) if len(entry.lines) == 1 else f"lines {_numbers(entry.lines)}"
-        return Problem(entry.key, str(file), f"{reason} ({self.manifest.name}, {lines})", split, modality)
+        if "split" in entry.given:
+            return entry.given["split"][0]
+        return TEST if keyed_number("split", entry.key) / 2**64 < self.test_share else TRAIN
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
     """What one or several lines say about a file.
 
@@ -146,8 +138,8 @@ class _Entry:
 
     name: str
     key: str
-    lines: list[int]
-    texts: list[str]
+    lines: tuple[int, ...]
+    texts: tuple[str, ...]
     given: dict[str, tuple[str, int]]
     extra: dict[str, Any]
     reason: str = ""
@@ -156,29 +148,44 @@ class _Entry:
         """Returns what is given, or ""."""
         return self.given[name][0] if name in self.given else ""
 
-    def item(self, folder: Path, modality: str) -> Item:
-        """Returns the item."""
-        return Item(self.key, folder / self.name, modality, tuple(self.texts), self.value("label") or None, self.extra)
+
+def _entries(manifest: Path) -> Iterator[_Entry]:
+    """Yields what the lines say about each file, lines that cannot be used by themselves, in order."""
+    folder = str(manifest.parent)
+    files: dict[str | tuple[str, str], _Entry] = {}
+    broken: list[_Entry] = []
+    for line in read_lines(manifest):
+        entry = _entry(line)
+        if entry.reason:
+            broken.append(entry)
+            continue
+        place = os.path.normpath(os.path.join(folder, entry.name))
+        before = files.setdefault((place, entry.key) if "key" in entry.given else place, entry)
+        if before is not entry:
+            _join(before, entry)
+    in_order = sorted([*files.values(), *broken], key=lambda entry: entry.lines[0])
+    files.clear()
+    in_order.reverse()
+    while in_order:
+        yield in_order.pop()  # so that entries and items are not all held at once
 
 
 def _entry(line: Line) -> _Entry:
     """Takes in a line; its `reason` says why it cannot be used."""
-    entry = _Entry("", f"line {line.number}", [line.number], [], {}, line.extra, line.reason)
+    entry = _Entry("", f"line {line.number}", (line.number,), (), {}, line.extra, line.reason)
     try:
         name = line.values.get("file_name", "")
         if not isinstance(name, str):
             raise UnreadableFileError(f"its file_name is {shorten(name)}; expected a string")
         clean_text("file_name", name)
         entry.name, entry.key = name, name or entry.key
-        for known in ("label", "modality", "key"):
-            value = word(known, line.values.get(known))
-            if value:
-                entry.given[known] = value, line.number
-        split = split_name(line.values.get("split"))
-        if split:
-            entry.given["split"] = split, line.number
+        for known in _NAMING:
+            if known in line.values:
+                value = (parse_split if known == "split" else partial(parse_string, known))(line.values[known])
+                if value:
+                    entry.given[known] = value, line.number
         entry.key = entry.value("key") or entry.key
-        entry.texts = captions("text", line.values.get("text"))
+        entry.texts = tuple(parse_captions("text", line.values.get("text")))
         if not entry.texts and "label" not in entry.given:
             raise UnreadableFileError("it has no caption and no label: text is empty; expected a string or a list")
     except UnreadableFileError as error:
@@ -186,10 +193,10 @@ def _entry(line: Line) -> _Entry:
     return entry
 
 
-def _joined(entry: _Entry, other: _Entry) -> _Entry:
-    """Adds another line of the same file; `reason` says where the two disagree."""
+def _join(entry: _Entry, other: _Entry) -> None:
+    """Adds another line of the same file to an entry; its `reason` says where the two disagree."""
     entry.lines += other.lines
-    entry.texts = list(dict.fromkeys([*entry.texts, *other.texts]))
+    entry.texts = tuple(dict.fromkeys(entry.texts + other.texts))
     for name, (value, line) in other.given.items():
         before, first = entry.given.setdefault(name, (value, line))
         if before != value and not entry.reason:
@@ -198,7 +205,6 @@ def _joined(entry: _Entry, other: _Entry) -> _Entry:
                 "give one, or give each line a key of its own"
             )
     entry.extra = {**other.extra, **entry.extra}
-    return entry
 
 
 def _distinct(listing: Listing) -> Listing:
@@ -214,8 +220,9 @@ def _distinct(listing: Listing) -> Listing:
 
 
 def _numbers(lines: Sequence[int]) -> str:
-    """Returns for example "3, 4 and 3 more"."""
-    return ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+    """Returns for example "line 3" or "lines 3, 4 and 3 more"."""
+    more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
+    return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:5]))}{more}"
 
 
 def check_share(test_share: float) -> float:
@@ -259,13 +266,29 @@ def _missing(file: Path) -> str:
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
-        return "the file does not exist"
+        return _why_missing(file)
     except (OSError, ValueError) as error:  # ValueError: no name of a file holds a null byte
         return f"the file cannot be found: {error}"
     return "" if stat.S_ISREG(mode) else "it is a folder or a device, not a file"
 
 
-def modality_by_suffix(name: str, processors: Mapping[str, Processor]) -> str:
-    """Returns the first modality that reads a file of this name, or ""."""
-    suffix = os.path.splitext(name)[1].lower()
-    return next((modality for modality, processor in processors.items() if suffix in processor.suffixes), "")
+def _why_missing(file: Path) -> str:
+    """Says that a file does not exist, and what a name of this kind often should be."""
+    if _URL.search(str(file)):
+        return "it is a URL; download the file and name it by its path"
+    forms = [Path(unicodedata.normalize(form, str(file))) for form in ("NFC", "NFD")]
+    if any(other != file and other.is_file() for other in forms):
+        return "the file does not exist, but one whose name has the same letters in another Unicode form; rename it"
+    slashes = file.name.replace("\\", "/")
+    if "\\" in file.name and (file.parent / slashes).is_file():
+        return f"the file does not exist; names of folders end with /, as in {slashes}"
+    return "the file does not exist"
+
+
+def modalities_by_suffix(processors: Mapping[str, Processor]) -> dict[str, str]:
+    """Returns the first modality that reads files of each suffix."""
+    by_suffix: dict[str, str] = {}
+    for modality, processor in processors.items():
+        for suffix in processor.suffixes:
+            by_suffix.setdefault(suffix, modality)
+    return by_suffix

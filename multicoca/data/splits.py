@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from multicoca.data.fields import TEST, TRAIN, VALIDATION
+from multicoca.data.annotations import TEST, TRAIN, VALIDATION
 from multicoca.data.sample import Item
 from multicoca.data.sources import Listing
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from multicoca.data.loader import begin_worker
-from multicoca.data.sample import Item, Problem
+from multicoca.data.sample import Item, Problem, sample_of
 from multicoca.data.sources import Listing
 from multicoca.isolated import decode_timeout
 from multicoca.modality import Processor, Remarker, UnreadableFileError
@@ -62,8 +61,8 @@ class _Check(Dataset):
         try:
             size = item.file.stat().st_size if isinstance(item.file, Path) else item.file.size
             raw = item.decode(self.processor)
+            sample = sample_of(raw, self.processor, False)
             with refuse_broken():
-                sample = self.processor.preprocess(raw, False, torch.Generator())
                 remarks = tuple(self.processor.remarks(raw)) if isinstance(self.processor, Remarker) else ()
         except (UnreadableFileError, OSError) as error:
             problem = Problem(item.key, str(item.file), str(error), self.split, item.modality)

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from multicoca.data.fields import TEST, TRAIN, decode_text, parse_json, split_name
+from multicoca.data.annotations import TEST, TRAIN, decode_text, parse_json, parse_split
 from multicoca.data.sample import Item, Problem
 from multicoca.data.shard_index import ShardIndex, index_shards, opened
 from multicoca.data.shard_scan import TEXT_KEYS
@@ -39,7 +39,7 @@ class WebDataset:
     """
 
     def __init__(self, root: str | Path | Sequence[str], test_share: float = 0.1, split: str | None = None):
-        self.test_share, self.split = check_share(test_share), split_name(split) or None
+        self.test_share, self.split = check_share(test_share), parse_split(split) or None
         self.shards = find_files(root if isinstance(root, (str, list, tuple)) else str(root), ".tar")
 
     def list_items(self, processors: Mapping[str, Processor], seed: int) -> Listing:

@@ -101,8 +101,7 @@ def caption_metrics(
     if without:
         raise ValueError(f"{without} of {len(references)} items have no reference; each needs at least 1")
     if is_right is None:
-        known = [{_plain(caption) for caption in item} for item in references]
-        right = [_plain(caption) in item for caption, item in zip(generated, known, strict=True)]
+        right = [is_reference(caption, item) for caption, item in zip(generated, references, strict=True)]
     else:
         right = [is_right(index, caption) for index, caption in enumerate(generated)]
     scores: dict[str, float | int | list[str]] = {"exact_match": float(np.mean(right)), "used": len(generated)}
@@ -122,6 +121,11 @@ def caption_metrics(
     except ImportError as error:
         notes.append(f"BLEU, ROUGE-L, CIDEr-D and METEOR are missing: {error}")
     return {**scores, "notes": notes}
+
+
+def is_reference(caption: str, references: Sequence[str]) -> bool:
+    """Whether a caption equals a reference, letter case, white space and full-width forms aside."""
+    return _plain(caption) in {_plain(reference) for reference in references}
 
 
 def _plain(caption: str) -> str:

@@ -8,7 +8,7 @@ reference is looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
 from typing import Any
@@ -29,6 +29,7 @@ from multicoca.eval.zero_shot import (
     zero_shot_accuracy,
 )
 from multicoca.model.bundle import Bundle
+from multicoca.tokens import Tokens
 
 Judge = Callable[[Item, str], tuple[bool, int, int]]  # (exactly right, facts right, facts in all)
 
@@ -109,18 +110,40 @@ def answer(
     batches = evaluation_batches(items, bundle.processors[modality], batch_size, num_workers)
     with tqdm(total=len(items), desc=f"evaluating {modality}", unit="item", leave=False) as bar:
         for own, inputs, broken in batches:
+            count = len(own) + len(broken)
             problems.extend(broken)
             if inputs is not None:
                 context, rows = bundle.encode(modality, inputs)
+                own, context, rows, broken = _finite(own, context, rows)
+                problems.extend(broken)
+            if inputs is not None and own:
                 embeddings.append(rows.cpu())
                 captions.extend(written[0].text for written in bundle.write(modality, context, rows))
                 if classes and templates:
                     score = partial(bundle.score, modality, context)
                     likelihoods.append(likelihood_scores(score, classes, templates))
                 read.extend(own)
-            bar.update(len(own) + len(broken))
+            bar.update(count)
     found = torch.cat(likelihoods) if likelihoods else None
     return Answers(tuple(read), torch.cat(embeddings), tuple(captions), tuple(problems), classes, found)
+
+
+def _finite(items: list[Item], context: Tokens, embeddings: Tensor) -> tuple[list[Item], Tokens, Tensor, list[Problem]]:
+    """Leaves out the items whose encoding is NaN or infinite; returns the rest and a problem for each left out."""
+    usable = embeddings.isfinite().all(dim=1) & context.values.isfinite().flatten(1).all(dim=1)
+    if usable.all():
+        return items, context, embeddings, []
+    reason = "the model's encoding of it is NaN or infinite"
+    flags = usable.tolist()
+    problems = [
+        Problem(item.key, str(item.file), reason, modality=item.modality)
+        for item, is_usable in zip(items, flags, strict=True)
+        if not is_usable
+    ]
+    mask = None if context.mask is None else context.mask[usable]
+    context = replace(context, values=context.values[usable], mask=mask)
+    items = [item for item, is_usable in zip(items, flags, strict=True) if is_usable]
+    return items, context, embeddings[usable], problems
 
 
 def evaluate_modality(

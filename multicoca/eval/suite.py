@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from multicoca.data.fields import TEST, VALIDATION
+from multicoca.data.annotations import TEST, VALIDATION
 from multicoca.data.sample import Problem
 from multicoca.data.sources import Listing
 from multicoca.data.splits import COMPOSITION, evaluation_splits

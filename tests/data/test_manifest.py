@@ -1,5 +1,6 @@
 """Manifests: a line is read whole or refused with its number, whatever names, encodings and quotes people use."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_of_several_names_the_first_that_is_not_empty_counts_and_the_rest_is_kep
         ("\ufefffile_name,text\n000.jpg,a\n", "a"),
         ("file_name,text\n000.jpg,[not a list]\n", "[not a list]"),
         ("file_name,text\n000.jpg,\"[1, 'a']\"\n", "[1, 'a']"),
-        ("file_name,text\n000.jpg,\"['a', f(1)]\"\n", "['a', f(1)]"),
+        ('file_name,text\n000.jpg,"(""a"" she said)"\n', '("a" she said)'),
         ('file_name,text\n000.jpg,"' + "[" * 9000 + "]" * 9000 + '"\n', "[" * 9000 + "]" * 9000),
     ],
 )
@@ -127,7 +128,9 @@ def test_what_a_table_may_hold(tmp_path, content, expected):
     assert texts(listing) == {"000.jpg": (expected,)}
 
 
-@pytest.mark.parametrize("cell", ["['a', 'b']", '[""a"", ""b""]', "['a' 'b']", "['a'\n 'b']", "['a', 'b', 'a', ]"])
+@pytest.mark.parametrize(
+    "cell", ["['a', 'b']", '[""a"", ""b""]', "['a' 'b']", "['a'\n 'b']", "['a', 'b', 'a', ]", "('a', 'b')"]
+)
 def test_lists_as_python_json_and_numpy_write_them(tmp_path, cell):
     assert texts(listed(tmp_path, f'file_name,text\n000.jpg,"{cell}"\n')) == {"000.jpg": ("a", "b")}
 
@@ -142,6 +145,11 @@ def test_lists_as_python_json_and_numpy_write_them(tmp_path, cell):
         (",a", "it names no file"),
         ("001.jpg,a\0b", "its text holds a null byte"),
         ("001.jpg,", "it has no caption and no label"),
+        ("001.jpg,\"['a', f(1)]\"", "its text is \"['a', f(1)]\", which begins like a list of captions but is no list"),
+        ("001.jpg,\"['a', None]\"", "its text is \"['a', None]\", which begins like a list"),
+        ("001.jpg,\"['a' 'b' ... 'c']\"", "its text is \"['a' 'b' ... 'c']\", which begins like a list"),
+        ("001.jpg,\"{'en': 'a'}\"", "its text is \"{'en': 'a'}\", which begins like a list"),
+        ("001.jpg,\"['a cube', 'b\"", "its text is \"['a cube', 'b\", which begins like a list"),
     ],
 )
 def test_a_bad_row_is_one_problem_and_the_rest_is_read(tmp_path, row, reason):
@@ -161,6 +169,7 @@ def test_a_bad_row_is_one_problem_and_the_rest_is_read(tmp_path, row, reason):
         ['001.jpg,"Hello', "002.jpg,b", '003.jpg,"c"'],
         ['"001.jpg,a', "002.jpg,b", '003.jpg,c"'],
         ["001.jpg,a", "002.jpg,b", '003.jpg,"c'],
+        ['001.jpg,"a', '002.png,b"', "003.jpg,c"],
     ],
 )
 def test_no_open_quote_swallows_a_row(tmp_path, rows):
@@ -172,6 +181,56 @@ def test_no_open_quote_swallows_a_row(tmp_path, rows):
 def test_surplus_cells_of_unnamed_columns_are_refused(tmp_path):
     (problem,) = listed(tmp_path, "file_name,text,\n000.jpg,a red cube, left\n").problems
     assert "the row has 3 columns" in problem.reason
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[\n {"file_name": "000.jpg"}\n]',
+        '[{"file_name": "000.jpg", "text": "a"}]',
+        '[{"file_name": "000.jpg"},\n{"file_name": "001.jpg"}]',
+        '\n{\n"file_name": 1\n}',
+    ],
+)
+def test_a_json_document_is_no_manifest(tmp_path, content, end):
+    with pytest.raises(ValueError, match=r"a\.jsonl is one JSON document, line \d begins .* write one object a line"):
+        listed(tmp_path, content.replace("\n", end), "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_packed_manifest_is_refused_as_such(tmp_path, name):
+    with pytest.raises(ValueError, match="is no text, it is packed by gzip"):
+        listed(tmp_path, gzip.compress(b"file_name,text\n000.jpg,a\n"), name)
+
+
+def test_a_list_in_a_string_of_json_is_a_list_too(tmp_path):
+    line = json.dumps({"file_name": "000.jpg", "text": "['a red cube', \"a cube that's red\"]"})
+    assert texts(listed(tmp_path, line, "a.jsonl")) == {"000.jpg": ("a red cube", "a cube that's red")}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sub\\a.jpg", "the file does not exist; names of folders end with /, as in sub/a.jpg"),
+        ("https://example.org/a.jpg", "it is a URL; download the file and name it"),
+        ("cafe\u0301.jpg", "the file does not exist, but one whose name has the same letters in another Unicode form"),
+        ("caf\u00e9.jpg", None),
+        ("none.jpg", "the file does not exist"),
+    ],
+)
+def test_a_file_that_is_named_in_another_way_gets_a_hint(tmp_path, name, reason):
+    (tmp_path / "sub").mkdir()
+    for file in ("sub/a.jpg", "caf\u00e9.jpg"):
+        (tmp_path / file).write_text("1")
+    problems = listed(tmp_path, json.dumps({"file_name": name, "text": "a"}), "a.jsonl").problems
+    assert [problem.reason.split(" (")[0].startswith(reason or "") for problem in problems] == [True] * bool(reason)
+
+
+def test_an_absolute_name_is_the_same_file(tmp_path):
+    names = ["000.jpg", str(tmp_path / "000.jpg"), "./000.jpg", "sub/../000.jpg", f"../{tmp_path.name}/000.jpg"]
+    lines = [json.dumps({"file_name": name, "text": f"text {n}"}) for n, name in enumerate(names)]
+    assert texts(listed(tmp_path, "\n".join(lines), "a.jsonl")) == {"000.jpg": tuple(f"text {n}" for n in range(5))}
 
 
 def test_a_tsv_is_read_with_its_quotes(tmp_path):
@@ -209,7 +268,7 @@ def test_another_encoding_of_a_table_is_refused_with_its_line(tmp_path):
     [
         ('{"file_name": "001.jpg", "text": ' + "[" * 100_000 + "]" * 100_000 + "}", "RecursionError"),
         ('{"file_name": "001.jpg", "text": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "nested more than 100 levels"),
-        ('{"file_name": "001.jpg", "text": "a", "label": ' + "7" * 5000 + "}", "ValueError: Exceeds the limit"),
+        ('{"file_name": "001.jpg", "text": "a", "label": ' + "7" * 5000 + "}", "Exceeds the limit"),
         ('{"file_name": "001.jpg", "text": "a", "key": "\\ud800"}', "its key holds half a character.* \\\\ud800;"),
         ('{"file_name": "001.jpg", "text": "a", "label": "\\ud800"}', "its label holds half a character"),
         ('{"file_name": "001.jpg", "text": "a", "split": "\\ud800"}', "its split holds half a character"),
