@@ -113,8 +113,8 @@ REASONS: dict[Callable[[bytes], bytes], str] = {
     sound_alone: r"holds no video stream, only audio",
     without_frames: r"holds no video stream, only nothing|without any frame",
     wiped_frames: r"no frame of .* can be decoded",
-    ply_header: r"it is cut off: \d+ rows of 'vertex' take \d+ bytes, 0 are there",
-    fewer_points: r"it is cut off: 1024 rows of 'vertex' take 15360 bytes, 7680 are there",
+    ply_header: r"it is cut off: its points take \d+ bytes, 0 are there",
+    fewer_points: r"it is cut off: its points take 15360 bytes, 7680 are there",
     no_numbers: r"none of its 1024 points is finite",
     no_points: r"it holds no points",
 }

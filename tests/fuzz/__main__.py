@@ -21,7 +21,7 @@ from fuzz.mutations import mutated, recipes
 from fuzz.seeds import SUFFIXES, seeds
 
 KEPT = Path(__file__).parent.parent / "cases" / "fuzz"
-_QUIET = {"suppress_health_check": list(HealthCheck), "print_blob": False}
+_QUIET = {"suppress_health_check": list(HealthCheck), "print_blob": False, "report_multiple_bugs": False}
 _ROUND = 25  # files of a kind before the next kind has its turn
 
 
@@ -40,9 +40,7 @@ def fuzz(suffix: str, count: int, number: int) -> tuple[int, str]:
     read, failing = 0, b""
 
     @seed(number)
-    @settings(
-        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
-    )
+    @settings(max_examples=count, deadline=None, database=None, **_QUIET)
     @given(recipes)
     def attempt(recipe):
         nonlocal read, failing

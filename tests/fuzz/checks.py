@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import resource
 import sys
 import tempfile
@@ -179,14 +180,16 @@ def _check_ply(data: bytes, cloud) -> None:
 def _check_pcd(data: bytes, cloud) -> None:
     import pypcd4
 
-    if b"ascii" in data[:400].lower():
+    encoding = re.search(rb"^\s*DATA\s+(\w+)", data, re.MULTILINE | re.IGNORECASE)[1].lower()
+    if encoding == b"ascii":
         _only_numbers_of_the_text(data, cloud)
         return
     try:
         fields = pypcd4.PointCloud.from_fileobj(io.BytesIO(data)).pc_data
         xyz = np.stack([np.asarray(fields[axis], np.float64) for axis in "xyz"], axis=1)
     except Exception:  # it knows fewer spellings of headers; then every coordinate must at least be in the file
-        _only_numbers_of_the_bytes(data, cloud)
+        if encoding == b"binary":
+            _only_numbers_of_the_bytes(data, cloud)
         return
     _same_points(cloud.xyz, xyz, ".pcd")
 
