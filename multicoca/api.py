@@ -19,13 +19,14 @@ from torch import Tensor
 
 from multicoca.build import build_modalities
 from multicoca.config import Config, from_yaml, to_yaml
-from multicoca.data.sample import Problem
+from multicoca.data.sample import Problem, sample_of
 from multicoca.files import write_text, written_aside
 from multicoca.modality import UnreadableFileError
 from multicoca.model.bundle import Bundle, Caption
 from multicoca.model.coca import CoCa
 from multicoca.model.generate import DecodingConfig
 from multicoca.model.weights import read_weights
+from multicoca.reading import refuse_broken
 from multicoca.text.tokenizer import TextTokenizer
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.yaml", "tokenizer.json", "README.md"
@@ -70,7 +71,8 @@ class MultiCoCa:
             if len(fitting) == 1:
                 return modality
             try:
-                self.bundle.processors[modality].decode(Path(file))
+                with refuse_broken():
+                    self.bundle.processors[modality].decode(Path(file))
                 return modality
             except UnreadableFileError as error:
                 reasons.append(f"{modality}: {error}")
@@ -184,7 +186,9 @@ class MultiCoCa:
     def _read(self, file: Path, modality: str) -> dict[str, Tensor]:
         processor = self.bundle.processors[modality]
         try:
-            return processor.preprocess(processor.decode(file), False, torch.Generator())
+            with refuse_broken():
+                raw = processor.decode(file)
+            return sample_of(raw, processor, False)
         except UnreadableFileError as error:
             raise UnreadableFileError(f"{file}: {error}") from error
 
