@@ -130,6 +130,14 @@ def test_every_target_of_the_configurations_is_allowed():
         find_target(target)
 
 
+def test_settings_by_modality_need_no_plus():
+    overrides = ["optim.lr_scale.image=0.1", "data.batch_sizes.video=8", "data.weights={image:3}"]
+    config = compose_config("train", overrides)
+    assert (config.optim.lr_scale, config.data.batch_sizes, config.data.weights) == (
+        {"image": 0.1}, {"video": 8}, {"image": 3.0},
+    )  # fmt: skip
+
+
 def test_an_unknown_argument_names_the_known_ones():
     with pytest.raises(ValueError, match="size_pixels.*it takes size_px"):
         build({"_target_": "multicoca_image.ImageProcessor", "size_pixels": 3})
