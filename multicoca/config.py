@@ -129,11 +129,8 @@ class Config:
 def register() -> None:
     """Makes the schema known to Hydra under the name `multicoca_schema`."""
     node = _writable(OmegaConf.structured(Config))
-    for names in (
-        node.data.weights,
-        node.data.batch_sizes,
-        node.optim.lr_scale,
-    ):  # their keys are names, which may be added without a plus
+    # their keys are names, which may be added without a plus
+    for names in (node.data.weights, node.data.batch_sizes, node.optim.lr_scale):
         OmegaConf.set_struct(names, False)
     ConfigStore.instance().store(name="multicoca_schema", node=node)
 

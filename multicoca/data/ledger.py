@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from multicoca.data.sample import Problem
+from multicoca.files import write_text
 
 
 class Ledger:
@@ -23,9 +24,13 @@ class Ledger:
     def __init__(self, file: Path):
         self.file = file
         self.problems: list[Problem] = []
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
-            self.problems = [Problem(**json.loads(line)) for line in lines if line.endswith("}")]
+        self._has_torn_lines = False  # of a kill or a full disk; they go with the next problem
+        for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
+            try:
+                self.problems.append(Problem(**json.loads(line)))
+                self._has_torn_lines |= not line.endswith(b"\n")
+            except (ValueError, TypeError, RecursionError):
+                self._has_torn_lines = True
         self._known = {(problem.file, problem.key) for problem in self.problems}
 
     def __len__(self) -> int:
@@ -38,12 +43,19 @@ class Ledger:
             if (problem.file, problem.key) not in self._known:
                 self._known.add((problem.file, problem.key))
                 new.append(problem)
+        if new and self._has_torn_lines:
+            write_text(self.file, "".join(map(_line, self.problems)))
+            self._has_torn_lines = False
         self.problems.extend(new)
         if new:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(asdict(problem)) + "\n" for problem in new))
+                file.write("".join(map(_line, new)))
         return new
+
+
+def _line(problem: Problem) -> str:
+    return json.dumps(asdict(problem)) + "\n"
 
 
 class BrokenShare:
