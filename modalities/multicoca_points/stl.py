@@ -16,6 +16,7 @@ from multicoca_points.table import read_table
 
 _HEADER_BYTES = 84
 _TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+_END = re.compile(rb"^[ \t]*endsolid[^\r\n]*", re.IGNORECASE | re.MULTILINE)
 _CORNER = re.compile(rb"vertex\s+(\S+)\s+(\S+)\s+(\S+)", re.IGNORECASE)
 
 
@@ -38,8 +39,11 @@ def read_stl(data: bytes) -> Surface:
 
 
 def _stl_text(data: bytes) -> Float64[np.ndarray, "corners 3"]:
+    *solids, rest = _END.split(data)
+    if rest.strip() or not solids or not all(solid.lstrip()[:5].lower() == b"solid" for solid in solids):
+        raise UnreadableFileError("it is cut off or broken: it is not made of parts from 'solid' to 'endsolid'")
     words = data.lower().split()
-    counts = {word: words.count(word) for word in (b"facet", b"vertex", b"endfacet", b"endsolid")}
+    counts = {word: words.count(word) for word in (b"facet", b"vertex", b"endfacet")}
     found = [match.groups() for match in _CORNER.finditer(data)]
     if not counts[b"endsolid"] or not 3 * counts[b"facet"] == 3 * counts[b"endfacet"] == counts[b"vertex"] == len(
         found

@@ -163,9 +163,11 @@ def _check_ply(data: bytes, cloud) -> None:
         fields = {prop.name.lower(): ply["vertex"][prop.name] for prop in ply["vertex"].properties}
         xyz = np.stack([np.asarray(fields[axis], np.float64) for axis in "xyz"], axis=1)
     except Exception:
+        if b"element face" in data:
+            return
         if b"ascii" in data[:200]:
             _only_numbers_of_the_text(data, cloud)  # plyfile wants each number in the form of its type
-        elif b"element face" not in data:
+        else:
             _only_numbers_of_the_bytes(data, cloud)  # and ASCII in comments
         return
     faces = [np.asarray(row) for element in ply.elements if element.name == "face" for prop in element.properties

@@ -48,6 +48,7 @@ def on_unit_sphere(path: Path) -> np.ndarray:
         ("hostile/glbnobv.glb", "1000000000000 rows has no data"),
         ("hostile/npy1e12.npy", "takes 12000000000000 bytes"),
         ("hostile/npytok.npy", "TokenError"),
+        ("hostile/facets_outside_of_a_solid.stl", "from 'solid' to 'endsolid'"),
         ("hostile/npzenc.npz", "encrypted"),
         ("hostile/pcdb1e12.pcd", "takes? 12000000000000 bytes"),
         ("hostile/plyneg2.ply", "declares -1000000000000000 rows"),
