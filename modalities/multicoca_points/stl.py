@@ -43,13 +43,9 @@ def _stl_text(data: bytes) -> Float64[np.ndarray, "corners 3"]:
     if rest.strip() or not solids or not all(solid.lstrip()[:5].lower() == b"solid" for solid in solids):
         raise UnreadableFileError("it is cut off or broken: it is not made of parts from 'solid' to 'endsolid'")
     words = data.lower().split()
-    counts = {word: words.count(word) for word in (b"facet", b"vertex", b"endfacet")}
+    facets, ends, corners = (words.count(word) for word in (b"facet", b"endfacet", b"vertex"))
     found = [match.groups() for match in _CORNER.finditer(data)]
-    if not counts[b"endsolid"] or not 3 * counts[b"facet"] == 3 * counts[b"endfacet"] == counts[b"vertex"] == len(
-        found
-    ):
-        raise UnreadableFileError(
-            f"it is cut off or broken: it has {counts[b'facet']} facets and {len(found)} vertices"
-        )
+    if not 3 * facets == 3 * ends == corners == len(found):
+        raise UnreadableFileError(f"it is cut off or broken: it has {facets} facets and {len(found)} vertices")
     table = read_table(b"\n".join(b" ".join(row) for row in found), 1)
     return table if len(table) else np.empty((0, 3))
