@@ -34,7 +34,7 @@ _process: _Process | None = None
 
 
 def set_decode_timeout(seconds: float) -> None:
-    """Sets how long an isolated decoder may take in this process: so many seconds, and one more for each MiB."""
+    """Sets the time limit of isolated decoders in this process: `seconds`, and one more for each MiB of a file."""
     global _timeout_s
     _timeout_s = seconds
 
@@ -199,7 +199,7 @@ def serve() -> None:
 
 
 def _limited(function: Any, arguments: tuple[Any, ...], memory: int) -> Any:
-    """Calls a function while the process may take so many bytes more than it has, where the system can say so."""
+    """Calls a function that may take at most `memory` bytes more than the process has now, where there is a limit."""
     if sys.platform != "linux":
         return function(*arguments)
     import resource

@@ -17,7 +17,7 @@ _SAYS = {
     "beams": "texts that beam search keeps",
     "length_penalty": "scores are sums of log-probabilities / length^penalty",
     "temperature": "of sampling",
-    "top_k": "sampling keeps the so many likeliest tokens; 0 for all",
+    "top_k": "sample from the k most likely tokens; 0 means all",
     "top_p": "sampling keeps the likeliest tokens that together have this probability",
     "min_length": "words' tokens at the least",
     "max_length": "tokens at the most, with the marks of beginning and end",

@@ -1,4 +1,4 @@
-"""`multicoca doctor`: what is installed, what is missing, and the exact command that mends it."""
+"""`multicoca doctor`: what is installed, what is missing, and the exact command that fixes it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run_doctor(arguments: list[str]) -> int:
     for name, point in sorted(installed_modalities().items()):
         print(f"modality {name:<10}{_check_modality(name, point.value)}")
     if broken:
-        print(f"\nTo mend it: {sys.executable} -m pip install 'multicoca[{','.join(broken)}]'")
+        print(f"\nTo fix it: {sys.executable} -m pip install 'multicoca[{','.join(broken)}]'")
     return 1 if broken else 0
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "data": "write WebDataset shards, index them, or read all data once to find what is broken",
     "convert": "make a model folder of public weights (open_clip's CoCa)",
     "export": "write a model's weights in the form of open_clip's CoCa",
-    "doctor": "say what is installed, what is missing and the command that mends it",
+    "doctor": "say what is installed, what is missing and the command that fixes it",
 }
 
 

@@ -201,7 +201,7 @@ def shorten(value: Any, length: int = 60) -> str:
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
-    """Whether lists and objects are nested more than so many levels deep."""
+    """Whether lists and objects are nested more than `limit` levels deep."""
     level = [value]
     for _ in range(limit + 1):
         inner: list[Any] = []

@@ -100,7 +100,7 @@ class Problem:
 
 
 class UnfilledBatchError(ValueError):
-    """So many items cannot be read that a batch is not full.
+    """Too few items are readable to fill a batch.
 
     Attributes:
         problems: with these items.

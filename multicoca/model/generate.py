@@ -30,7 +30,7 @@ class DecodingConfig:
         beams: texts that beam search keeps.
         length_penalty: a text's score is the sum of its log-probabilities / length^penalty; 0 prefers short texts.
         temperature: of sampling; below 1 it prefers what is likely.
-        top_k: sampling keeps the so many likeliest tokens; 0 for all.
+        top_k: sample from the k most likely tokens; 0 means all.
         top_p: sampling keeps the likeliest tokens that together have this probability.
         min_length: words' tokens at the least, BOS and EOS not counted.
         max_length: tokens at the most, with BOS and EOS; None takes the model's context length.

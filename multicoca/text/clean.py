@@ -9,7 +9,7 @@ import ftfy
 
 
 def clip_clean(text: str) -> str:
-    """Mends broken Unicode, resolves HTML entities twice, joins white space to single spaces, lower case.
+    """Fixes broken Unicode, resolves HTML entities twice, joins white space to single spaces, lower case.
 
     Source: CLIP (arXiv 2103.00020); the same steps as in its tokenizer and open_clip's.
     """

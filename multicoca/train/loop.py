@@ -1,7 +1,7 @@
 """The training loop: steps, log, checkpoints, evaluations, and an orderly end on a signal.
 
 The loop knows batches and names, nothing of what they hold. Its only state is the model, the optimizers and the
-step number; the same call after an interruption goes on where the last checkpoint stands.
+step number; the same call after an interruption resumes from the last checkpoint.
 """
 
 from __future__ import annotations

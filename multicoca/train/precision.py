@@ -30,7 +30,7 @@ def kept_precision(requested: str, device: torch.device, width: int, folder: Pat
 def kept_muon_precision(requested: str, device: torch.device, width: int, folder: Path) -> tuple[torch.dtype, str]:
     """Returns (dtype, reason) of Muon's iteration, as chosen on rank 0 at the first start of the run in a folder.
 
-    A run that began before there was a choice goes on in bf16.
+    A run that began before there was a choice stays with bf16.
     """
     file = folder / "muon_precision.txt"
     if requested == "auto" and not file.is_file() and any((folder / "checkpoints").glob("step_*")):
