@@ -17,12 +17,15 @@ from torch.utils.data import DataLoader, Dataset
 from multicoca.data.mixture import MixtureConfig, Order, Place, Schedule
 from multicoca.data.order import keyed_number
 from multicoca.data.sample import Batch, Item, Problem, UnfilledBatchError
+from multicoca.data.shared_memory import PREFETCHED, bytes_of, fitting_workers
 from multicoca.distributed.launch import STOP_SIGNALS
 from multicoca.isolated import decode_timeout, set_decode_timeout
 from multicoca.modality import Processor, UnreadableFileError
 from multicoca.text.tokenizer import TextTokenizer
 
 _ATTEMPTS = 100  # broken files in a row, as in Megatron-Energon
+_SIZE_ATTEMPTS = 8  # files that are tried to learn how large a sample is
+_TIMEOUT_S = 3600  # a worker that hands over nothing for so long has been lost
 
 
 class Steps(Dataset):
@@ -79,6 +82,17 @@ class Steps(Dataset):
                 first = part * micro + self.rank * local
                 batches.append(self._batch(modality, batch, range(first, first + local), number))
         return batches
+
+    def step_bytes(self) -> int:
+        """Returns about how many bytes this rank's batches of a step take, by a sample of each modality."""
+        total, sizes = 0, {}
+        for modality, _ in self.schedule.batches(0):
+            if modality not in sizes:
+                order = self.orders[modality]
+                items = (order.item(place) for place in islice(order.places(0, 0), _SIZE_ATTEMPTS))
+                sizes[modality] = sample_bytes(items, self.processors[modality]) * order.batch_size // self.world_size
+            total += sizes[modality]
+        return total
 
     def epochs_ended(self, step: int) -> list[str]:
         """Returns a sentence for the log for every epoch that ends with a step."""
@@ -175,12 +189,14 @@ def training_batches(steps: Steps, first: int, last: int, num_workers: int) -> I
     Raises:
         UnfilledBatchError: too much cannot be read.
     """
+    num_workers = fitting_workers(num_workers, steps.step_bytes() if num_workers else 0)
     loader = DataLoader(
         _Caught(steps),
         batch_size=None,
         sampler=range(first, last),
         num_workers=num_workers,
-        prefetch_factor=2 if num_workers else None,
+        prefetch_factor=PREFETCHED if num_workers else None,
+        timeout=_TIMEOUT_S if num_workers else 0,
         worker_init_fn=partial(begin_worker, decode_timeout()),
         pin_memory=torch.cuda.is_available(),
     )
@@ -212,10 +228,15 @@ def evaluation_batches(
     items: Sequence[Item], processor: Processor, batch_size: int, num_workers: int = 0
 ) -> Iterator[tuple[list[Item], dict[str, torch.Tensor] | None, list[Problem]]]:
     """Yields (items that were read, their collated inputs or None if there is none, problems), in order."""
+    if num_workers:
+        batch_bytes = sample_bytes(items[:_SIZE_ATTEMPTS], processor) * min(batch_size, len(items))
+        num_workers = fitting_workers(num_workers, batch_bytes)
     loader = DataLoader(
         Reader(items, processor),
         batch_size=batch_size,
         num_workers=num_workers,
+        prefetch_factor=PREFETCHED if num_workers else None,
+        timeout=_TIMEOUT_S if num_workers else 0,
         collate_fn=list,
         worker_init_fn=partial(begin_worker, decode_timeout()),
     )
@@ -224,6 +245,16 @@ def evaluation_batches(
         problems = [sample for _, sample in rows if isinstance(sample, Problem)]
         inputs = processor.collate([sample for _, sample in read]) if read else None
         yield [item for item, _ in read], inputs, problems
+
+
+def sample_bytes(items: Iterable[Item], processor: Processor) -> int:
+    """Returns the size of the first sample that can be read, 0 if none can."""
+    for item in items:
+        try:
+            return bytes_of(item.sample(processor, False))
+        except UnreadableFileError:
+            continue
+    return 0
 
 
 def usable_workers(requested: int | None, spare_cores: int) -> int:
