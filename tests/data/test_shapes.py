@@ -115,6 +115,17 @@ def test_files_are_written_once_and_mended_when_broken(tmp_path, processors):
     assert processors["image"].decode(again.of("train")["image"][3].file).size == (64, 64)
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"null\n" * 6, b'{"file_name": "a"}\n' * 6, b"[]\n" * 6])
+def test_damaged_metadata_is_written_anew(tmp_path, processors, damage):
+    world = ShapesWorld(6, 2, 2, 2, root=tmp_path)
+    before = world.list_items({"image": processors["image"]}, 0).of("train")["image"]
+    (metadata,) = tmp_path.glob("train-image-*/metadata.jsonl")
+    whole = metadata.read_text()
+    metadata.write_bytes(damage)
+    assert world.list_items({"image": processors["image"]}, 0).of("train")["image"] == before
+    assert metadata.read_text() == whole
+
+
 def test_two_at_once_write_one_whole_set(tmp_path, processors):
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: world(tmp_path, 40).list_items(processors, 0), range(2)))

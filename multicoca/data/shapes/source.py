@@ -132,16 +132,11 @@ def _write_one(job: tuple[Path, SceneRenderer, int, str, int, int, int]) -> dict
 
 def _is_whole(folder: Path, count: int) -> bool:
     """Whether every file of the folder is there with the content that was written."""
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        return False
-    lines = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
-    if len(lines) != count:
-        return False
     try:
-        return all(
+        lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+        return len(lines) == count and all(
             blake2b((folder / line["file_name"]).read_bytes(), digest_size=8).hexdigest() == line["digest"]
             for line in lines
         )
-    except OSError:
+    except (OSError, ValueError, LookupError, TypeError):  # missing, or not what was written
         return False
