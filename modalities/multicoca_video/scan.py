@@ -9,10 +9,11 @@ from start to end, so that the list of frames is what a player would show. Readi
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,6 @@ class Scan:
     unusual: str
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What a file says about its stream as a whole."""
-
-    container: str
-    codec: str
-    pixel_format: str
-    is_interlaced: bool
-    frame_bytes: int
-    display: Display
-    num_streams: int
-    max_pixels: int
-
-
 def scan_video(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Scan:
     """Lists the frames of a video file.
 
@@ -86,14 +73,15 @@ def scan_video(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Scan:
         packets, unusual = _packets(container, stream)
         if not packets:
             raise UnreadableFileError(f"{_name(source)} holds a video stream without any frame; it is cut off or empty")
-        facts = _facts(source, container, stream, max_pixels)
+        scan_with = _of_the_stream(source, container, stream, max_pixels)
         unusual = unusual or _oddity(packets)
         if not unusual:
-            return _scan_of_packets(packets, stream, facts)
-    return _scan_of_frames(source, facts, unusual)
+            return scan_with(*_times_of_packets(packets, stream), unusual="")
+    return scan_with(*_times_of_frames(source, max_pixels, unusual), unusual=unusual)
 
 
-def _facts(source: Path | bytes, container: Any, stream: Any, max_pixels: int) -> _Facts:
+def _of_the_stream(source: Path | bytes, container: Any, stream: Any, max_pixels: int) -> Callable[..., Scan]:
+    """Returns `Scan` with what the file says about its stream as a whole; times and `unusual` are missing."""
     codec = stream.codec_context
     display = Display(float(stream.sample_aspect_ratio or 1) or 1.0)
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
@@ -108,7 +96,8 @@ def _facts(source: Path | bytes, container: Any, stream: Any, max_pixels: int) -
             f"its frames have {codec.width} x {codec.height} px, shown as {width} x {height}; at most {max_pixels} are "
             "decoded. Raise the processor's max_pixels if the file is to be trusted"
         )
-    return _Facts(
+    return partial(
+        Scan,
         container=container.format.name,
         codec=codec.name,
         pixel_format=codec.pix_fmt or "",
@@ -149,19 +138,20 @@ def _oddity(packets: list[Any]) -> str:
     return ""
 
 
-def _scan_of_packets(packets: list[Any], stream: Any, facts: _Facts) -> Scan:
+def _times_of_packets(packets: list[Any], stream: Any) -> tuple[np.ndarray, float, int]:
+    """Returns (times of the frames, the end of the last one, the timestamp of the first)."""
     packets = sorted(packets, key=lambda packet: packet.pts)
     start = packets[0].pts
     times = np.array([seconds(packet.pts - start, stream.time_base) for packet in packets])
     last = seconds(packets[-1].duration or 0, stream.time_base)
-    return Scan(times, _duration(times, last, stream.average_rate), start, unusual="", **vars(facts))
+    return times, _duration(times, last, stream.average_rate), start
 
 
-def _scan_of_frames(source: Path | bytes, facts: _Facts, unusual: str) -> Scan:
-    """Decodes everything once, without keeping or converting a frame."""
+def _times_of_frames(source: Path | bytes, max_pixels: int, unusual: str) -> tuple[np.ndarray, float, int]:
+    """Does the same by decoding everything once, without keeping or converting a frame."""
     times, last, errors = [], 0.0, []
     start = None
-    with opened(source, facts.max_pixels) as (container, stream):
+    with opened(source, max_pixels) as (container, stream):
         for time, frame in timed_frames(container, stream, None, errors):
             if start is None:
                 start = frame.pts or 0
@@ -174,7 +164,7 @@ def _scan_of_frames(source: Path | bytes, facts: _Facts, unusual: str) -> Scan:
     seen = np.array(times)
     if (np.diff(seen) <= 0).any():  # AVI with B-frames, for one, stores no usable times: spread the frames evenly
         seen = np.linspace(0, seen[-1] or (len(seen) - 1) / float(rate or 25), len(seen))
-    return Scan(seen, _duration(seen, last, rate), start, unusual=unusual, **vars(facts))
+    return seen, _duration(seen, last, rate), start
 
 
 def _duration(times: np.ndarray, last: float, rate: Fraction | None) -> float:
