@@ -25,6 +25,7 @@ _BYTES_PER_S = 2**20  # what the slowest decoder reads in a second; a large file
 _START_TIMEOUT_S = 120.0  # to import a decoder on a busy machine
 _SHORT_S = 0.2
 _PIPE_BYTES = 2**20
+_KEPT_BYTES = 2**23  # of memory for arrays that stays between answers
 _LEAST_MEMORY = 2**30
 _MEMORY_PER_BYTE = 64  # of the file; text meshes grow most
 
@@ -96,13 +97,15 @@ class _Process:
 
     def __init__(self) -> None:
         self.owner, self.imported = os.getpid(), set[str]()
+        self._buffers = os.memfd_create("multicoca") if hasattr(os, "memfd_create") else -1
         # -c and not -m: nothing but what is needed is imported, in any working directory
-        code = f"import sys; sys.path[:] = {sys.path!r}; from multicoca.isolated import serve; serve()"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from multicoca.isolated import serve; serve({self._buffers})"
         self._child = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            pass_fds=() if self._buffers < 0 else (self._buffers,),
             start_new_session=True,  # Ctrl-C is the parent's to handle
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
@@ -124,7 +127,7 @@ class _Process:
                 timer = threading.Timer(limit_s, lambda: (late.set(), self._child.kill()))
                 timer.daemon = True
                 timer.start()
-            done, answer = pickle.load(self._child.stdout)
+            done, answer = _loaded(self._child.stdout, self._buffers)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self.end()
             if late.is_set():
@@ -153,6 +156,9 @@ class _Process:
             for pipe in (self._child.stdin, self._child.stdout):
                 with suppress(OSError):  # what was left in its buffer goes nowhere
                     pipe.close()
+            if self._buffers >= 0:
+                os.close(self._buffers)
+                self._buffers = -1
             atexit.unregister(self.end)
 
 
@@ -176,8 +182,46 @@ def _status(code: int | None) -> str:
     return f"signal {-code}" if code is not None and code < 0 else f"status {code}"
 
 
-def serve() -> None:
-    """Answers requests on standard input until it is closed; what decoders print goes nowhere."""
+def _dump(answer: tuple[bool, Any], pipe: IO[bytes], buffers: int) -> None:
+    """Writes an answer; arrays go through a file in memory where there is one, which is quicker than a pipe."""
+    arrays: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(answer, protocol=5, buffer_callback=arrays.append if buffers >= 0 else None)
+    sizes, place = [], 0
+    for array in arrays:
+        raw = array.raw()
+        while raw:  # a write may be cut short
+            written = os.pwrite(buffers, raw, place)
+            raw, place = raw[written:], place + written
+        sizes.append(array.raw().nbytes)
+    pickle.dump((content, sizes), pipe, protocol=5)
+    pipe.flush()
+
+
+def _loaded(pipe: IO[bytes], buffers: int) -> tuple[bool, Any]:
+    """Reads what `_dump` wrote."""
+    content, sizes = pickle.load(pipe)
+    arrays, place = [], 0
+    for size in sizes:
+        array = memoryview(bytearray(size))
+        done = 0
+        while done < size:
+            read = os.preadv(buffers, [array[done:]], place + done)
+            if read == 0:
+                raise EOFError("the decoding process wrote less than it says")
+            done += read
+        arrays.append(array)
+        place += size
+    if place > _KEPT_BYTES:
+        os.ftruncate(buffers, 0)
+    return pickle.loads(content, buffers=arrays)
+
+
+def serve(buffers: int) -> None:
+    """Answers requests on standard input until it is closed; what decoders print goes nowhere.
+
+    Args:
+        buffers: a file in memory for arrays; -1 where there is none.
+    """
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries that print must not answer
@@ -194,8 +238,7 @@ def serve() -> None:
             answer = (False, type(error)(str(error)))
         except Exception as error:  # any exception of a reader is a problem of its file
             answer = (False, UnreadableFileError(describe(error)))
-        pickle.dump(answer, answers, protocol=5)
-        answers.flush()
+        _dump(answer, answers, buffers)
 
 
 def _limited(function: Any, arguments: tuple[Any, ...], memory: int) -> Any:

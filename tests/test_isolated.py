@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from multicoca.data.sample import Item
@@ -162,3 +163,29 @@ def test_a_fork_while_another_thread_decodes_does_not_wait_for_it():
         os._exit(0 if run_isolated("os:getpid", file_bytes=0) else 1)
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
+
+
+def test_arrays_of_any_number_and_size_come_back_as_they_are_and_can_be_written():
+    for shape in ((0,), (3, 5), (4, 1000, 1000, 3)):
+        numpy = "__import__('numpy')"
+        array = f"{numpy}.arange({np.prod(shape)}, dtype='u4').reshape({shape})"
+        code = f"[{array}, 'text', {numpy}.eye(3).T]"
+        first, text, last = run_isolated("builtins:eval", code, file_bytes=2**22)
+        np.testing.assert_array_equal(first, np.arange(np.prod(shape), dtype="u4").reshape(shape))
+        np.testing.assert_array_equal(last, np.eye(3))
+        assert text == "text"
+        first[...] = 0
+    assert run_isolated("operator:add", 1, 2, file_bytes=0) == 3
+
+
+def test_lost_processes_leave_no_open_files():
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    run_isolated("os:getpid", file_bytes=0)
+    before = count()
+    for _ in range(5):
+        with pytest.raises(UnreadableFileError):
+            run_isolated("os:abort", file_bytes=0)
+    run_isolated("os:getpid", file_bytes=0)
+    assert count() == before
