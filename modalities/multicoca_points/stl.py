@@ -17,6 +17,7 @@ from multicoca_points.table import read_table
 _HEADER_BYTES = 84
 _TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _END = re.compile(rb"^[ \t]*endsolid[^\r\n]*", re.IGNORECASE | re.MULTILINE)
+_NAME = re.compile(rb"\s*solid[^\r\n]*", re.IGNORECASE)
 _CORNER = re.compile(rb"vertex\s+(\S+)\s+(\S+)\s+(\S+)", re.IGNORECASE)
 
 
@@ -42,10 +43,12 @@ def _stl_text(data: bytes) -> Float64[np.ndarray, "corners 3"]:
     *solids, rest = _END.split(data)
     if rest.strip() or not solids or not all(solid.lstrip()[:5].lower() == b"solid" for solid in solids):
         raise UnreadableFileError("it is cut off or broken: it is not made of parts from 'solid' to 'endsolid'")
-    words = data.lower().split()
-    facets, ends, corners = (words.count(word) for word in (b"facet", b"endfacet", b"vertex"))
-    found = [match.groups() for match in _CORNER.finditer(data)]
+    bodies = b"\n".join(_NAME.sub(b"", solid, count=1) for solid in solids)  # a name may hold any word
+    lower = bodies.lower()
+    ends, corners = lower.count(b"endfacet"), lower.count(b"vertex")
+    facets = lower.count(b"facet") - ends
+    found = _CORNER.findall(bodies)
     if not 3 * facets == 3 * ends == corners == len(found):
         raise UnreadableFileError(f"it is cut off or broken: it has {facets} facets and {len(found)} vertices")
-    table = read_table(b"\n".join(b" ".join(row) for row in found), 1)
+    table = read_table(b"\n".join(map(b" ".join, found)), 1)
     return table if len(table) else np.empty((0, 3))

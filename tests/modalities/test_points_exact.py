@@ -495,6 +495,12 @@ def test_a_texture_of_an_obj_that_cannot_be_read_is_no_colour(tmp_path, picture)
     assert "texture cannot be read" in cloud.remarks[0]
 
 
+def test_the_name_of_a_text_stl_may_hold_any_word():
+    facet = "facet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop\nendfacet\n"
+    text = f"solid my_vertex facet 3\n{facet}endsolid my_vertex facet 3\nSOLID b\n{facet.upper()}ENDSOLID\n"
+    assert len(read_points(text.encode(), ".stl", num_surface_points=20).xyz) == 20
+
+
 # Points that are left out or out of range.
 
 
