@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from multicoca.data.shapes import Scene
-from multicoca_video.reader import BACKENDS, Video, check_backends, open_video
+from multicoca_video.reader import Video, check_backends, open_video
 from multicoca_video.sampling import TimeSampler, UniformSampler, frames_at
 from multicoca_video.scan import MAX_PIXELS
 from multicoca_video.scene_video import write_scene
@@ -50,7 +50,7 @@ class VideoProcessor:
         crop_scale: in training, the share of the picture's area that a random crop covers, (least, most); None
             takes the central square as in evaluation. All frames of a clip get the same crop.
         flip_probability: in training, how often a clip is mirrored. Captions that name sides forbid it.
-        backends: what may read files, see `open_video`.
+        backends: what may read files, see `open_video`; PyAV alone is the quickest on most machines.
         max_pixels: a file with larger frames is refused by its header.
         scene_size_px: height and width of the videos that `render` makes, even.
         scene_frames: their number of frames, at 8 per second.
@@ -69,7 +69,7 @@ class VideoProcessor:
     std: float | Sequence[float] = 0.5
     crop_scale: Sequence[float] | None = None
     flip_probability: float = 0.0
-    backends: Sequence[str] = BACKENDS
+    backends: Sequence[str] = ("pyav",)
     max_pixels: int = MAX_PIXELS
     scene_size_px: int = 64
     scene_frames: int = 12

@@ -187,6 +187,8 @@ def parse_split(value: Any) -> str:
 
 def printable(text: str) -> str:
     """Returns a text that can be written anywhere: bytes that are not UTF-8 become \\xNN, half characters \\uNNNN."""
+    if text.isascii():
+        return text
     try:
         return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     except UnicodeEncodeError:

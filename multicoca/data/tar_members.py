@@ -32,6 +32,7 @@ class Part:
         member: where it lies.
         base: its name up to the first dot.
         ending: what follows that dot.
+        kind: the last ending, in lower case.
         content: of a description.
         link: the name of the member that it stands for, or "".
         reason: why it cannot be used, or "".
@@ -40,6 +41,7 @@ class Part:
     member: Member
     base: str = ""
     ending: str = ""
+    kind: str = ""
     content: bytes | None = None
     link: str = ""
     reason: str = ""
@@ -48,11 +50,7 @@ class Part:
         folder, slash, name = self.member.name.rpartition("/")
         stem, dot, self.ending = name.partition(".")
         self.base = folder + slash + stem if stem and dot else ""  # hidden files and others belong to no sample
-
-    @property
-    def kind(self) -> str:
-        """The last ending, in lower case."""
-        return self.ending.rpartition(".")[2].lower()
+        self.kind = self.ending.rpartition(".")[2].lower()
 
     @property
     def describes(self) -> bool:
