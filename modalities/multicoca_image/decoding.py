@@ -2,8 +2,8 @@
 
 The format is told by the first bytes, never by the name, and the reader of that one format is called directly:
 the size is read from the header and checked before anything is decoded, without touching Pillow's process-wide
-limit. Transparency is laid over white; 16-bit grey is scaled, not clipped. A picture that is whole is read, though
-what stands beside it is not: see `repair`.
+limit. Transparency is laid over white; 16-bit grey is scaled, not clipped. A whole picture is read even
+where its metadata or end marker is damaged: see `repair`.
 Source: EXIF 2.3, tag 0x0112, for the orientations.
 """
 

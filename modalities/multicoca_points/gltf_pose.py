@@ -108,7 +108,7 @@ def _joint_matrices(
 ) -> Float64[np.ndarray, "joints 4 4"]:
     absent = [joint for joint in skin["joints"] if joint not in places]
     if absent:
-        raise UnreadableFileError(f"a skin hangs on node {absent[0]}, which is not in the scene")
+        raise UnreadableFileError(f"a skin names node {absent[0]} as a joint, which is not in the scene")
     matrices = np.stack([places[joint] for joint in skin["joints"]])
     if "inverseBindMatrices" not in skin:
         return matrices
@@ -132,7 +132,7 @@ def _posed(
     if joints is not None:
         sets = [number for number in range(len(attributes)) if f"JOINTS_{number}" in attributes]
         if not sets:
-            raise UnreadableFileError("a mesh with a skin does not say which joints its vertices hang on")
+            raise UnreadableFileError("a mesh with a skin has no JOINTS_0, the joints of its vertices")
         which = np.concatenate([read(attributes[f"JOINTS_{number}"]) for number in sets], axis=1).astype(np.int64)
         share = np.concatenate([read(attributes[f"WEIGHTS_{number}"]) for number in sets], axis=1).astype(np.float64)
         share[share.sum(axis=1) == 0, 0] = 1  # as three.js does

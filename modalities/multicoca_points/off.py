@@ -67,7 +67,7 @@ def read_off(data: bytes) -> tuple[list[Surface], PointCloud | None]:
 def _faces(
     lines: list[tuple[int, bytes]], num_vertices: int
 ) -> tuple[Int64[np.ndarray, "triangles 3"], list[list[bytes]]]:
-    """Returns (corners of all triangles, what stands behind the corners of each); polygons become fans."""
+    """Returns (corners of all triangles, the values after the corners in each line); polygons become fans."""
     text = b"\n".join(line for _, line in lines)
     if not text.translate(None, b"0123456789 \t\n"):
         try:

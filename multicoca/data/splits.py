@@ -1,4 +1,4 @@
-"""Which items a run uses: those it trains on, the split it evaluates on, and what it leaves aside, which is said."""
+"""Which items a run trains on, which split it evaluates on, and which items it does not use."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Part:
 
     @property
     def middle(self) -> str:
-        """What stands between the first dot and the last ending, often nothing."""
+        """The part of the name between the first dot and the last ending, often empty."""
         return self.ending.rpartition(".")[0]
 
 
