@@ -1,8 +1,8 @@
 """The one rule by which all readers bring colours to [0, 1]: the type of the field decides.
 
 8 bits are 0 to 255, 16 bits 0 to 65535, floats 0 to 1. One error is common enough to be read: a 16-bit or float field
-that only holds 0 to 255, or a float field with the whole numbers of 16 bits. It is read with that scale, and a remark names it. Text
-has no types: whole numbers are 8 or 16 bits there, all others floats.
+that only holds 0 to 255, or a float field with the whole numbers of 16 bits. It is read with that scale, and a remark
+names it. Text has no types: whole numbers are 8 or 16 bits there, all others floats.
 """
 
 from __future__ import annotations
