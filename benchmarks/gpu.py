@@ -23,7 +23,7 @@ import torch
 from measuring import medians, print_about
 from torch.utils.flop_counter import FlopCounterMode
 
-from multicoca.cli.compose import compose_config
+from multicoca.cli.compose import compose_training
 from multicoca.data.sample import Batch
 from multicoca.distributed.parallelize import ParallelConfig, parallelize
 from multicoca.model.coca import CoCa
@@ -148,7 +148,7 @@ def print_throughput(options: argparse.Namespace, rounds: int) -> None:
 def preset(name: str, small: bool) -> tuple[CoCa, OptimConfig, int, int]:
     """Builds a model on the CPU; returns (it, its optimizer's settings, pixels of a side, words)."""
     if name in ("base", "large"):
-        config = compose_config("train", [f"experiment=coca_{name}"])
+        config = compose_training([f"experiment=coca_{name}"])
         sizes, optim, words = config.model, config.optim, config.text.vocab_size
         encoder = config.modalities["image"]["encoder"]
     else:

@@ -19,7 +19,6 @@ import torch
 from measuring import print_about
 from PIL import Image, ImageDraw
 
-from multicoca.api import build_bundle
 from multicoca.build import build_processors
 from multicoca.cli.compose import compose_config
 from multicoca.data.ledger import BrokenShare, Ledger
@@ -28,6 +27,7 @@ from multicoca.data.order import keyed_number
 from multicoca.data.sources import Folder
 from multicoca.eval.captioning import caption_metrics
 from multicoca.eval.evaluator import answer
+from multicoca.runs.model_folder import build_bundle
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.loop import train
 
@@ -114,13 +114,13 @@ def train_language(folder: Path, language: Language, seed: int, steps: int) -> d
         The scores of `caption_metrics` and "tokens", the mean number of tokens of a test caption.
     """
     write_pictures(folder / "pictures", language)
-    config = compose_config("train", ["modality=[image]", f"seed={seed}"])
+    config = compose_config("train_shapes", ["modality=[image]", f"seed={seed}"])
     processors = build_processors(config.modalities)
     listing = Folder(folder / "pictures").list_items(processors, seed)
     items = {split: listing.of(split)["image"] for split in ("train", "test")}
     texts = (text for item in items["train"] for text in item.texts)
     tokenizer = TextTokenizer.learn(texts, config.text.vocab_size, config.model.context_length)
-    bundle = build_bundle(config, tokenizer)
+    bundle = build_bundle(config.spec, tokenizer)
     ledger = Ledger(folder / "ledger.jsonl")
     outcome = train(
         bundle.network,

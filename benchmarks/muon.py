@@ -13,9 +13,9 @@ import torch
 from measuring import medians, print_about
 from steps import captions, shapes_batch, step
 
-from multicoca.api import build_bundle
 from multicoca.cli.compose import compose_config
 from multicoca.distributed.launch import local_processes
+from multicoca.runs.model_folder import build_bundle
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.precision import choose_muon_precision, choose_precision
 
@@ -24,9 +24,9 @@ def main(rounds: int = 5) -> None:
     """Prints the seconds of a step with each precision and their ratio."""
     torch.set_num_threads(1)
     print_about()
-    config, device = compose_config("train", []), torch.device("cpu")
+    config, device = compose_config("train_shapes", []), torch.device("cpu")
     tokenizer = TextTokenizer.learn(captions({"depth", "motion"}, 500), config.text.vocab_size, 64)
-    bundle = build_bundle(config, tokenizer)
+    bundle = build_bundle(config.spec, tokenizer)
     autocast, reason = choose_precision("auto", device, config.model.width)
     _, muon_reason = choose_muon_precision("auto", device, config.model.width)
     own = config.data.batch_size // local_processes(config.train.cpu_processes, config.data.common_size())

@@ -17,9 +17,8 @@ from dataclasses import replace
 import torch
 from measuring import medians, print_about
 
-from multicoca.api import build_bundle
 from multicoca.build import build_modalities
-from multicoca.cli.compose import compose_config
+from multicoca.cli.compose import compose_config, compose_training
 from multicoca.config import Config
 from multicoca.data.sample import Batch
 from multicoca.data.shapes.language import captions_of
@@ -28,6 +27,7 @@ from multicoca.distributed.parallelize import ParallelConfig, parallelize
 from multicoca.model.bundle import Bundle
 from multicoca.model.coca import CoCa
 from multicoca.model.config import ModelConfig
+from multicoca.runs.model_folder import build_bundle
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates
 from multicoca.train.precision import choose_precision
@@ -96,10 +96,10 @@ def together(size: int, device: str = "cpu") -> dict[str, Callable[[], None]]:
     """Returns the step of the joint model and those of a model of each modality alone."""
     steps = {}
     for name, modalities in TOGETHER.items():
-        config = compose_config("train", [f"modality=[{modalities}]"])
+        config = compose_config("train_shapes", [f"modality=[{modalities}]"])
         facts = {"depth", "motion"}
         tokenizer = TextTokenizer.learn(captions(facts, 500), config.text.vocab_size, config.model.context_length)
-        bundle = build_bundle(config, tokenizer)
+        bundle = build_bundle(config.spec, tokenizer)
         autocast, _ = choose_precision("auto", torch.device(device), config.model.width)
         batches = [shapes_batch(modality, bundle, config, size, device) for modality in bundle.processors]
         steps[name] = step(bundle.network.to(device), batches, config.optim, config.loss, autocast)
@@ -110,7 +110,7 @@ def losses(
     decoder_layers: int, size: int, device: str = "cpu", autocast: torch.dtype | None = None, small: bool = True
 ) -> dict[str, Callable[[], None]]:
     """Returns the step of images and texts with each choice of losses, with Base's width or half of it."""
-    config = compose_config("train", ["experiment=coca_base"])
+    config = compose_training(["experiment=coca_base"])
     sizes = replace(config.model, **(HALF_OF_BASE if small else {}))
     vocabulary = config.text.vocab_size * sizes.width // config.model.width  # so that the head has its share
     encoder = config.modalities["image"]["encoder"]

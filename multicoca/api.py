@@ -6,30 +6,21 @@ executed, and nothing is unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from torch import Tensor
 
-from multicoca.build import build_modalities
-from multicoca.config import Config, from_yaml, to_yaml
 from multicoca.data.sample import Problem, sample_of
-from multicoca.files import write_text, written_aside
 from multicoca.modality import UnreadableFileError
 from multicoca.model.bundle import Bundle, Caption
-from multicoca.model.coca import CoCa
 from multicoca.model.generate import DecodingConfig
-from multicoca.model.weights import read_weights
+from multicoca.model.spec import ModelSpec
 from multicoca.reading import refuse_broken
-from multicoca.text.tokenizer import TextTokenizer
-
-WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.yaml", "tokenizer.json", "README.md"
+from multicoca.runs.model_folder import load_bundle, local_folder
 
 
 @dataclass(frozen=True)
@@ -52,10 +43,10 @@ class MultiCoCa:
 
     Args:
         bundle: network, tokenizer and processors.
-        config: what it was trained with.
+        config: what it is made of.
     """
 
-    def __init__(self, bundle: Bundle, config: Config):
+    def __init__(self, bundle: Bundle, config: ModelSpec):
         self.bundle, self.config = bundle, config
 
     def modality_of(self, file: str | Path) -> str:
@@ -203,110 +194,6 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> MultiC
     Raises:
         ValueError: there is no such model, or its files do not fit together.
     """
-    folder = local_folder(folder)
-    config = read_config(folder)
-    bundle = build_bundle(config, read_tokenizer(folder, config))
-    try:
-        load_model(bundle.network, folder / WEIGHTS)
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"the weights {folder / WEIGHTS} cannot be loaded into the model of {CONFIG}: {error}"
-        ) from error
-    bundle.network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    return MultiCoCa(bundle, config)
-
-
-def read_config(folder: Path) -> Config:
-    """Reads the configuration of a model folder.
-
-    Raises:
-        ValueError: it is not a model folder, or one of another version.
-    """
-    try:
-        return from_yaml((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG}") from error
-
-
-def read_tokenizer(folder: Path, config: Config) -> TextTokenizer:
-    """Reads the tokenizer of a model folder."""
-    return TextTokenizer.load(folder / TOKENIZER, config.model.context_length, config.text.clean)
-
-
-def start_from(network: CoCa, folder: Path) -> list[str]:
-    """Copies the weights of a model folder into a network that may have more, such as another modality.
-
-    Returns:
-        The parameters that the folder has nothing for.
-
-    Raises:
-        ValueError: a tensor of the folder has no place in the network, or another shape; the message names it.
-    """
-    weights, own = read_weights(folder / WEIGHTS), network.state_dict()
-    wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} tensors of {folder / WEIGHTS} do not fit the network, the first is {wrong[0]} "
-            f"{list(weights[wrong[0]].shape)}; leave what the folder brings as its {CONFIG} has it"
-        )
-    network.load_state_dict(weights, strict=False)
-    named = network.named_parameters(remove_duplicate=False)  # shared ones come under each of their names
-    filled = {id(parameter) for name, parameter in named if name in weights}
-    return [name for name, parameter in network.named_parameters() if id(parameter) not in filled]
-
-
-def build_bundle(config: Config, tokenizer: TextTokenizer) -> Bundle:
-    """Builds an untrained model from a configuration; initialisation follows from its seed."""
-    modalities = build_modalities(config.modalities, config.seed)
-    encoders = {name: modality.encoder for name, modality in modalities.items()}
-    generator = torch.Generator().manual_seed(config.seed)
-    network = CoCa(config.model, encoders, tokenizer.vocab_size, generator)
-    return Bundle(network, tokenizer, {name: modality.processor for name, modality in modalities.items()})
-
-
-def save(folder: Path, bundle: Bundle, config: Config, card: str) -> None:
-    """Writes a model folder; every file is written aside and renamed.
-
-    Args:
-        folder: where to.
-        bundle: the model.
-        config: what it was trained with.
-        card: the text of its README.md.
-    """
-    own = replace(config, start_from=None, modalities=_without_sources(config.modalities))
-    for name, text in ((CONFIG, to_yaml(own)), (TOKENIZER, bundle.tokenizer.to_json()), (CARD, card)):
-        write_text(folder / name, text)
-    with written_aside(folder / WEIGHTS) as aside:
-        try:
-            save_model(bundle.network, str(aside))
-        except SafetensorError as error:
-            raise OSError(f"the weights cannot be written to {folder}: {error}") from error
-
-
-def _without_sources(spec: Any) -> Any:
-    """Takes out which weights encoders began with: the folder has its own, and loading must not fetch others."""
-    if isinstance(spec, Mapping):
-        return {key: _without_sources(value) for key, value in spec.items() if key not in ("pretrained", "checkpoint")}
-    return [_without_sources(value) for value in spec] if isinstance(spec, (list, tuple)) else spec
-
-
-def local_folder(folder: str | Path) -> Path:
-    """Returns a local folder as it is, or downloads one of the hub.
-
-    Raises:
-        ValueError: there is neither.
-    """
-    path = Path(folder).expanduser()
-    if path.is_dir():
-        return path
-    if str(folder).count("/") != 1 or str(folder).startswith((".", "/", "~")):
-        raise ValueError(f"there is no model folder {folder}; expected a folder with {CONFIG} and {WEIGHTS}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(folder), allow_patterns=[WEIGHTS, CONFIG, TOKENIZER, CARD]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"there is no folder {folder}, and the hub did not give a model of that name: {error}"
-        ) from error
+    bundle, spec = load_bundle(local_folder(folder))
+    bundle.network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return MultiCoCa(bundle, spec)

@@ -2,14 +2,16 @@
 
 Every default stands once, in a dataclass. `register` hands the schema to Hydra, so that an unknown key or a
 wrong type is an error at once; `from_hydra` gives back plain dataclasses, and nothing below the command line
-sees Hydra.
+sees Hydra. In the schema the sizes of the model are None until somebody sets them: what is not set comes from the
+model that training starts from, or else from the dataclass.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, make_dataclass, replace
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -20,32 +22,11 @@ from multicoca.distributed.parallelize import ParallelConfig
 from multicoca.eval.evaluator import EvaluationConfig
 from multicoca.isolated import DEFAULT_TIMEOUT_S
 from multicoca.model.config import ModelConfig
-from multicoca.text.clean import CLEANERS
+from multicoca.model.spec import ModelSpec
+from multicoca.text.tokenizer import TextConfig
 from multicoca.train.loop import TrainConfig
 from multicoca.train.optim import OptimConfig
 from multicoca.train.step import LossConfig
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The tokenizer.
-
-    Attributes:
-        tokenizer: a tokenizer.json that puts a token before and one behind each text; None learns one from the
-            training captions.
-        vocab_size: of a learned one, at the most.
-        clean: what is done to texts first: "none", or "clip" as for CLIP's tokenizer.
-    """
-
-    tokenizer: str | None = None
-    vocab_size: int = 16384
-    clean: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.clean not in CLEANERS:
-            raise ValueError(f"text.clean is '{self.clean}'; choose one of {', '.join(CLEANERS)}")
-        if self.vocab_size < 260:  # the bytes, and four special tokens
-            raise ValueError(f"text.vocab_size is {self.vocab_size}; expected at least 260, the bytes and a few marks")
 
 
 @dataclass(frozen=True)
@@ -95,7 +76,8 @@ class Config:
         output: folder of all runs.
         seed: of data order, initialisation and evaluation draws.
         start_from: a model folder, or owner/name of the hub, whose weights, sizes, tokenizer and modalities training
-            starts with; `modalities` then adds those that it lacks.
+            starts with. What `model` and `modalities` set goes over what it has; weights that then have no place are
+            an error.
         fresh: start anew where an earlier run of this name stands, which is deleted.
         accept_changes: go on with an earlier run of this name although its configuration was another one.
         model: the core's sizes.
@@ -125,19 +107,88 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is made of."""
+        return ModelSpec(self.model, self.modalities, self.text, self.seed)
+
+
+_FROM_THE_MODEL = ("model", "text")  # parts whose values are None until somebody sets them
+
 
 def register() -> None:
     """Makes the schema known to Hydra under the name `multicoca_schema`."""
-    node = _writable(OmegaConf.structured(Config))
+    node = _writable(OmegaConf.structured(_with_nothing_set()))
     # their keys are names, which may be added without a plus
-    for names in (node.data.weights, node.data.batch_sizes, node.optim.lr_scale):
+    for names in (node.data.weights, node.data.batch_sizes, node.optim.lr_scale, node.modalities):
         OmegaConf.set_struct(names, False)
     ConfigStore.instance().store(name="multicoca_schema", node=node)
 
 
-def from_hydra(composed: DictConfig) -> Config:
-    """Turns what Hydra composed into the dataclasses."""
-    return OmegaConf.to_object(composed)
+def from_hydra(composed: DictConfig, before: ModelSpec | None = None) -> Config:
+    """Turns what Hydra composed into the dataclasses.
+
+    Args:
+        composed: by the schema that `register` stored.
+        before: the model that training starts from. What is set goes over what it has.
+
+    Raises:
+        ValueError: a value is out of its range, or sets a tokenizer although `before` has one.
+    """
+    values = vars(OmegaConf.to_object(composed))
+    model, text = (_set_values(values.pop(name)) for name in _FROM_THE_MODEL)
+    if before is None:
+        return Config(**values, model=ModelConfig(**model), text=TextConfig(**text))
+    others = {key: value for key, value in text.items() if value != getattr(before.text, key)}
+    if others:
+        named = ", ".join(f"text.{key}={value}" for key, value in others.items())
+        raise ValueError(f"start_from brings the tokenizer of its model; remove {named}")
+    values["modalities"] = _merged(before.modalities, values["modalities"])
+    return Config(**values, model=replace(before.model, **model), text=before.text)
+
+
+def sets_sizes(composed: DictConfig) -> bool:
+    """Whether anything says how large the model is to be."""
+    return any(value is not None for value in composed.model.values())
+
+
+def _with_nothing_set() -> type:
+    """Returns `Config` with parts in which every value may be None and is."""
+    hints = get_type_hints(Config)
+    parts = {name: _optional(hints[name]) for name in _FROM_THE_MODEL}
+    return make_dataclass(
+        "Config",
+        [
+            (each.name, parts[each.name], field(default_factory=parts[each.name]))
+            if each.name in parts
+            else (each.name, hints[each.name], _same_default(each))
+            for each in fields(Config)
+        ],
+    )
+
+
+def _optional(part: type) -> type:
+    hints = get_type_hints(part)
+    return make_dataclass(part.__name__, [(each.name, hints[each.name] | None, None) for each in fields(part)])
+
+
+def _same_default(each: Field) -> Any:
+    return field(default=each.default, default_factory=each.default_factory)
+
+
+def _set_values(part: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(part).items() if value is not None}
+
+
+def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `before` with what `now` sets, key by key; what has another `_target_` is replaced as a whole."""
+    both = dict(before)
+    for key, value in now.items():
+        old = both.get(key)
+        same_kind = isinstance(old, Mapping) and isinstance(value, Mapping)
+        same_kind = same_kind and value.get("_target_", old.get("_target_")) == old.get("_target_")
+        both[key] = _merged(old, value) if same_kind else value
+    return both
 
 
 def to_yaml(config: Config) -> str:

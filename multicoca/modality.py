@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from multicoca.data.shapes import Scene
 
 __all__ = [
-    "ENTRY_POINT_GROUP", "Encoder", "Modality", "Processor", "Remarker", "SceneRenderer", "TensorBoardViewer",
-    "UnreadableFileError", "installed_modalities", "require",
+    "ENTRY_POINT_GROUP", "Encoder", "Modality", "Processor", "Remarker", "Resizable", "SceneRenderer",
+    "TensorBoardViewer", "UnreadableFileError", "installed_modalities", "require",
 ]  # fmt: skip
 ENTRY_POINT_GROUP = "multicoca.modalities"
 
@@ -133,6 +133,18 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class Resizable(Protocol):
+    """What an encoder adds when weights of another input size fit it after a change, such as a table of positions."""
+
+    def resized(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the weights of such an encoder of another size, by name, in the sizes of this one.
+
+        What cannot be resized is returned as it is.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Modality:
     """Binds the two halves of a modality under the name that the configuration gives it."""
@@ -145,7 +157,8 @@ class Modality:
 def installed_modalities() -> Mapping[str, EntryPoint]:
     """Returns the entry points of all installed modality packages by modality name.
 
-    An entry point names the import package, e.g. `audio = "multicoca_audio"`; configuration targets may only
-    point into these packages, into `multicoca` and into `torch.optim`.
+    An entry point names the import package, e.g. `audio = "multicoca_audio"`. Its `TARGETS` says what configurations
+    may build of it, by role: `{"processor": ("AudioProcessor",), "encoder": ("AudioEncoder",), "part": (...)}`; a part
+    is what a processor or an encoder takes as an argument.
     """
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}

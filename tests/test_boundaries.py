@@ -22,6 +22,7 @@ LEVELS = [
     {"data"},
     {"eval", "train"},
     {"config"},
+    {"runs"},
     {"api", "testing"},
     {"convert"},
     {"cli"},

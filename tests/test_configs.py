@@ -8,10 +8,10 @@ import multicoca_configs
 import pytest
 import torch
 
-from multicoca.api import build_bundle
 from multicoca.build import build, build_modalities, find_target
-from multicoca.cli.compose import compose_config, compose_launcher
+from multicoca.cli.compose import compose_config, compose_launcher, compose_training
 from multicoca.config import from_yaml, to_yaml
+from multicoca.runs.model_folder import build_bundle
 from multicoca.text.tokenizer import TextTokenizer
 
 CONFIGS = Path(str(files("multicoca_configs")))
@@ -21,14 +21,15 @@ GROUPS = {
     if group.is_dir() and not group.name.startswith("_")
 }
 CHOICES = [(group, name) for group, names in sorted(GROUPS.items()) for name in names if group != "hydra/launcher"]
-TOP = {"train", "evaluate"}
+ROLES = ("source", "processor", "encoder", "part")
+TOP = {"train", "train_shapes", "train_from", "evaluate"}
 
 
 def overrides_for(group: str, name: str) -> list[str]:
     if group == "modality":
         return [f"modality=[image,{name}]" if name == "video" else f"modality=[{name}]"]
-    own_data = (group, name) == ("data", "folder") or name.startswith("coca_")
-    return [f"{group}={name}"] + (["data.root=."] if own_data else [])
+    own_data = ["model=tiny", "modality=[image]", "data.root=."] if group == "data" and name != "shapes" else []
+    return [f"{group}={name}", *own_data] + (["data.root=."] if name.startswith("coca_") else [])
 
 
 def test_nothing_in_the_folder_is_left_out():
@@ -38,33 +39,34 @@ def test_nothing_in_the_folder_is_left_out():
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_composes_and_builds(group, name):
-    config = compose_config("train", overrides_for(group, name))
+    config = compose_training(overrides_for(group, name))
     tokenizer = TextTokenizer.learn(["a red ball"], 300, config.model.context_length)
     published = config.model.width > 512 or name.startswith("image_")  # too large to be built in a moment
     with torch.device("meta") if published else torch.device("cpu"):
-        bundle = build_bundle(config, tokenizer)
+        bundle = build_bundle(config.spec, tokenizer)
     assert set(bundle.network.heads) == set(config.modalities)
 
 
 def test_a_launcher_is_composed_with_its_overrides():
-    found = compose_launcher("train", ["hydra/launcher=slurm", "hydra.launcher.nodes=4", "name=big"])
+    found = compose_launcher(["hydra/launcher=slurm", "hydra.launcher.nodes=4", "name=big"])
     assert found["_target_"].endswith("SlurmLauncher")
     assert (found["nodes"], found["tasks_per_node"], found["name"]) == (4, 8, "big")
     assert found["submitit_folder"] == "runs/big/slurm/%j"
     with pytest.raises(ValueError, match="nodess"):
-        compose_launcher("train", ["hydra/launcher=slurm", "hydra.launcher.nodess=4"])
+        compose_launcher(["hydra/launcher=slurm", "hydra.launcher.nodess=4"])
 
 
 @pytest.mark.parametrize("name", sorted(TOP))
 def test_a_resolved_configuration_survives_yaml(name):
-    config = compose_config(name, [])
+    config = compose_config(name, ["data=shapes"])
     assert from_yaml(to_yaml(config)) == config
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.wdth=9", "wdth"),
+        ("model.wdth=9", r"no key 'model\.wdth'; model has: width, num_heads"),
+        ("nope=3", r"no key 'nope'; there are: name"),
         ("model.width=wide", "width"),
         ("experiment=none_such", "none_such"),
         ("model.width=-3", r"model\.width is -3; expected at least 1"),
@@ -81,7 +83,7 @@ def test_a_resolved_configuration_survives_yaml(name):
 )
 def test_a_wrong_override_is_an_error_that_names_it(override, message):
     with pytest.raises(ValueError, match=message):
-        compose_config("train", [override])
+        compose_config("train_shapes", [override])
 
 
 @pytest.mark.parametrize(
@@ -101,21 +103,41 @@ def test_a_wrong_override_is_an_error_that_names_it(override, message):
     ],
 )
 def test_only_allowed_targets_are_built(target):
-    with pytest.raises(ValueError, match="not allowed"):
-        find_target(target)
+    for role in ROLES:
+        with pytest.raises(ValueError, match="not allowed"):
+            find_target(target, [role])
 
 
 @pytest.mark.parametrize(
-    "target",
+    ("role", "target"),
     [
-        "multicoca.data.sources.Folder",
-        "multicoca_points.PointEncoder",
-        "multicoca_points.encoder.PointEncoder",
-        "multicoca_image.timm_processor",
+        ("source", "multicoca.data.sources.Folder"),
+        ("encoder", "multicoca_points.PointEncoder"),
+        ("encoder", "multicoca_points.encoder.PointEncoder"),
+        ("processor", "multicoca_image.timm_processor"),
+        ("part", "multicoca_image.ConvStemConfig"),
     ],
 )
-def test_sources_and_what_modality_packages_bring_are_built(target):
-    assert find_target(target).__name__ == target.rpartition(".")[2]
+def test_what_packages_declare_is_built_in_its_role_alone(role, target):
+    assert find_target(target, [role])[1].__name__ == target.rpartition(".")[2]
+    for other in {*ROLES} - {role}:
+        with pytest.raises(ValueError, match=f"is declared as {role}; expected {other}"):
+            find_target(target, [other])
+
+
+def test_what_stands_inside_of_a_target_has_a_role_that_fits():
+    with pytest.raises(ValueError, match="declared as source; expected encoder or part"):
+        build_modalities(
+            {
+                "it": {
+                    "processor": {"_target_": "multicoca_image.ImageProcessor", "size_px": 8},
+                    "encoder": {
+                        "_target_": "multicoca_video.VideoEncoder",
+                        "frame_encoder": {"_target_": "multicoca.data.sources.Folder", "root": "/"},
+                    },
+                }
+            }
+        )
 
 
 def test_every_target_of_the_configurations_is_allowed():
@@ -127,12 +149,12 @@ def test_every_target_of_the_configurations_is_allowed():
     ]
     assert len(targets) > 10
     for target in targets:
-        find_target(target)
+        assert find_target(target, ROLES)
 
 
 def test_settings_by_modality_need_no_plus():
     overrides = ["optim.lr_scale.image=0.1", "data.batch_sizes.video=8", "data.weights={image:3}"]
-    config = compose_config("train", overrides)
+    config = compose_config("train_shapes", overrides)
     assert (config.optim.lr_scale, config.data.batch_sizes, config.data.weights) == (
         {"image": 0.1}, {"video": 8}, {"image": 3.0},
     )  # fmt: skip
@@ -140,11 +162,11 @@ def test_settings_by_modality_need_no_plus():
 
 def test_an_unknown_argument_names_the_known_ones():
     with pytest.raises(ValueError, match="size_pixels.*it takes size_px"):
-        build({"_target_": "multicoca_image.ImageProcessor", "size_pixels": 3})
+        build({"_target_": "multicoca_image.ImageProcessor", "size_pixels": 3}, "processor")
 
 
 def test_an_encoder_can_be_shared_and_a_missing_one_is_named():
-    specs = compose_config("train", []).modalities
+    specs = compose_config("train_shapes", []).modalities
     modalities = build_modalities(specs)
     assert modalities["video"].encoder.frame_encoder is modalities["image"].encoder
     with pytest.raises(ValueError, match=r"'video': \['image'\]"):
@@ -156,7 +178,7 @@ def test_video_agrees_with_an_image_encoder_by_the_overrides_that_its_file_gives
     overrides = re.findall(
         r"^#   (\+?modalities\.video\S+)$", (CONFIGS / "modality" / f"{name}.yaml").read_text(), re.M
     )
-    specs = compose_config("train", [f"modality=[{name},video]", *overrides]).modalities
+    specs = compose_config("train_shapes", [f"modality=[{name},video]", *overrides]).modalities
     with torch.device("meta"):
         modalities = build_modalities(specs)
     image, video = modalities["image"].processor, modalities["video"].processor

@@ -27,7 +27,7 @@ from multicoca.tokens import Tokens
 
 @pytest.fixture(scope="module")
 def specs() -> dict[str, Any]:
-    return compose_config("train", []).modalities
+    return compose_config("train_shapes", []).modalities
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def _columns_first(tokens: Tokens) -> Tokens:
     ids=["frames last", "columns first", "another grid"],
 )
 def test_a_wrong_grid_of_a_video_is_found(rearrange, tmp_path):
-    video = build_modalities(compose_config("train", ["modality=[image,video]"]).modalities)["video"]
+    video = build_modalities(compose_config("train_shapes", ["modality=[image,video]"]).modalities)["video"]
     for index in range(2):
         (tmp_path / f"{index}.mp4").write_bytes(video.processor.render(draw_scene(0, "train", index)))
     encoder = copy.deepcopy(video.encoder)

@@ -14,7 +14,7 @@ import importlib.util, multicoca_image, multicoca_video, multicoca_points
 import multicoca
 from multicoca.cli.compose import compose_config
 from multicoca.modality import installed_modalities
-config = compose_config("train", ["modality=[image]"])
+config = compose_config("train_shapes", ["modality=[image]"])
 assert {"image", "video", "points"} <= set(installed_modalities())
 assert importlib.util.find_spec("modalities") is None
 print(multicoca.__file__)
@@ -81,7 +81,7 @@ from multicoca.build import build_processors
 from multicoca.cli.compose import compose_config
 from multicoca.cli.doctor import run_doctor
 from multicoca.data.shapes import draw_scene
-image = build_processors(compose_config("train", ["modality=[image]"]).modalities)["image"]
+image = build_processors(compose_config("train_shapes", ["modality=[image]"]).modalities)["image"]
 assert image.decode(image.render(draw_scene(0, "train", 0)), ".jpg").size == (64, 64)
 assert run_doctor([]) == 1
 """

@@ -6,3 +6,8 @@ from multicoca_image.processor import ImageProcessor, timm_processor
 from multicoca_image.stem import ConvStemConfig
 
 __all__ = ["ConvStemConfig", "ImageProcessor", "TimmEncoder", "TimmFeatureMap", "timm_processor"]
+TARGETS = {
+    "processor": ("ImageProcessor", "timm_processor"),
+    "encoder": ("TimmEncoder", "TimmFeatureMap"),
+    "part": ("ConvStemConfig",),
+}

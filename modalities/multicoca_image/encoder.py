@@ -105,6 +105,16 @@ class TimmEncoder(nn.Module):
         grid = tuple(self.model.patch_embed.dynamic_feat_size((height, width)))
         return Tokens(values, grid=grid if values.shape[1] == grid[0] * grid[1] else None)
 
+    def resized(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns weights of this model at another image size with the position table resampled to this one's grid."""
+        table, own = weights.get("model.pos_embed"), self.model.pos_embed
+        if table is None or own is None or table.shape == own.shape:
+            return dict(weights)
+        prefix = 0 if getattr(self.model, "no_embed_class", False) else self.model.num_prefix_tokens
+        layers = importlib.import_module("timm.layers")
+        grid = list(self.model.patch_embed.grid_size)
+        return {**weights, "model.pos_embed": layers.resample_abs_pos_embed(table, grid, num_prefix_tokens=prefix)}
+
     def _check_size(self, height: int, width: int) -> None:
         expected, patch = self.model.patch_embed.img_size, self.model.patch_embed.patch_size
         if not self.model.dynamic_img_size and (height, width) != tuple(expected):

@@ -42,13 +42,20 @@ def published_settings(name: str) -> dict[str, Any]:
         raise ValueError(f"{error} Names with tags: {', '.join(tags) or 'none'}") from error
 
 
+# options of `timm.create_model` that open files, reach the network or make another kind of model
+_REFUSED = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "features_only")
+_MOST = 1 << 16  # of any whole number among the options, beyond all published widths
+_MOST_BLOCKS = 1000
+
+
 def create_model(name: str, pretrained: bool, num_classes: int, **options: Any) -> nn.Module:
     """Builds a timm model, whose classifier has `num_classes` outputs; 0 builds none.
 
     Raises:
-        ValueError: the weights cannot be downloaded.
+        ValueError: an option is refused, or the weights cannot be downloaded.
     """
     timm = require("timm", "image")
+    _check_options(options)
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
     except FileNotFoundError as error:  # what huggingface_hub raises without a network
@@ -56,6 +63,18 @@ def create_model(name: str, pretrained: bool, num_classes: int, **options: Any) 
             f"the weights of '{name}' could not be downloaded ({error}). Set encoder.checkpoint to a local file "
             "and encoder.pretrained to false, or connect to the hub"
         ) from error
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    refused = [key for key in options if key in _REFUSED]
+    if refused:
+        raise ValueError(f"timm_options.{refused[0]} is not allowed; weights come from encoder.checkpoint")
+    for key, value in options.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        largest = max((number for number in numbers if isinstance(number, (int, float))), default=0)
+        most = _MOST_BLOCKS if key in ("depth", "depths", "layers") else _MOST
+        if largest > most:
+            raise ValueError(f"timm_options.{key} is {value}; expected at most {most:,}")
 
 
 def read_checkpoint(path: Path, model: nn.Module) -> dict[str, Tensor]:

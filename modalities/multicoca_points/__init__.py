@@ -19,6 +19,7 @@ __all__ = [
     "PointCloud", "PointEncoder", "PointsAugmentation", "PointsProcessor",
     "draw_points", "farthest_point_sample", "load_open3d", "nearest_neighbors", "read_points",
 ]  # fmt: skip
+TARGETS = {"processor": ("PointsProcessor",), "encoder": ("PointEncoder",), "part": ("PointsAugmentation",)}
 
 _MODULES = {
     "PointCloud": "cloud", "PointEncoder": "encoder", "PointsAugmentation": "processor",

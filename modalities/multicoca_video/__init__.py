@@ -16,6 +16,11 @@ __all__ = [
     "ClipSampler", "TimeSampler", "UniformSampler", "Video", "VideoEncoder", "VideoProcessor",
     "frames_at", "open_video",
 ]  # fmt: skip
+TARGETS = {
+    "processor": ("VideoProcessor",),
+    "encoder": ("VideoEncoder",),
+    "part": ("ClipSampler", "TimeSampler", "UniformSampler"),
+}
 
 _MODULES = {
     "ClipSampler": "sampling", "TimeSampler": "sampling", "UniformSampler": "sampling", "Video": "reader",

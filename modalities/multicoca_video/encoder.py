@@ -7,14 +7,17 @@ frame encoder may be the very module of the image modality (weights shared) or i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from multicoca.modality import Resizable
 from multicoca.nn.block import SelfAttentionBlock
 from multicoca.tokens import Tokens
+
+_INSIDE = "frame_encoder."
 
 
 class VideoEncoder(nn.Module):
@@ -64,6 +67,22 @@ class VideoEncoder(nn.Module):
         """The blocks of the frame encoder."""
         return self.frame_encoder.blocks
 
+    def resized(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns weights of this encoder for clips of another length or size.
+
+        Positions in time are stretched as they are for a clip of another length than the learned one.
+        """
+        resized = dict(weights)
+        inside = {key.removeprefix(_INSIDE): value for key, value in weights.items() if key.startswith(_INSIDE)}
+        if inside and isinstance(self.frame_encoder, Resizable):
+            resized.update({_INSIDE + key: value for key, value in self.frame_encoder.resized(inside).items()})
+        table = weights.get("pooling.position")
+        if table is not None and isinstance(self.pooling, TemporalTokens):
+            resized["pooling.position"] = stretched(table, torch.ones(1, len(self.pooling.position), dtype=torch.bool))[
+                0
+            ]
+        return resized
+
     def forward(self, inputs: dict[str, Tensor]) -> Tokens:
         """Encodes {"frames": float [batch, frames, 3, height, width], "mask": bool [batch, frames]}.
 
@@ -99,22 +118,25 @@ class TemporalTokens(nn.Module):
         grid: tuple[int, ...] | None,
     ) -> Tokens:
         """Joins the frames; `real` marks tokens, `mask` frames."""
-        values = values + self._positions(mask).to(values.dtype)[:, :, None]
+        values = values + stretched(self.position, mask).to(values.dtype)[:, :, None]
         values = values.masked_fill(~real[..., None], 0.0)
         grid = None if grid is None else (values.shape[1], *grid)
         return Tokens(values.flatten(1, 2), real.flatten(1, 2), grid)
 
-    def _positions(self, mask: Bool[Tensor, "batch frames"]) -> Float[Tensor, "batch frames width"]:
-        """Stretches the learned positions over each clip's own real frames, so that padding changes nothing."""
-        count = mask.sum(dim=1, keepdim=True).clamp(min=1)
-        place = (mask.cumsum(dim=1) - 0.5) / count * len(self.position) - 0.5
-        place = place.clamp(0, len(self.position) - 1)
-        # rounding at exact places: a clip of the learned length gets the learned positions themselves
-        before = (place + 1e-4).floor()
-        share = (place - before).clamp(min=0)[..., None]
-        before = before.long()
-        after = (before + 1).clamp(max=len(self.position) - 1)
-        return torch.lerp(self.position[before], self.position[after], share.to(self.position.dtype))
+
+def stretched(
+    table: Float[Tensor, "positions width"], mask: Bool[Tensor, "batch frames"]
+) -> Float[Tensor, "batch frames width"]:
+    """Stretches learned positions over each clip's own real frames, so that padding changes nothing."""
+    count = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    place = (mask.cumsum(dim=1) - 0.5) / count * len(table) - 0.5
+    place = place.clamp(0, len(table) - 1)
+    # rounding at exact places: a clip of the learned length gets the learned positions themselves
+    before = (place + 1e-4).floor()
+    share = (place - before).clamp(min=0)[..., None]
+    before = before.long()
+    after = (before + 1).clamp(max=len(table) - 1)
+    return torch.lerp(table[before], table[after], share.to(table.dtype))
 
 
 class FrameMean(nn.Module):

@@ -57,7 +57,7 @@ def submit(arguments: Sequence[str]) -> Any:
         MissingPackageError: submitit is not installed.
     """
     submitit = require("submitit", "cluster")
-    values = compose_launcher("train", list(arguments))
+    values = compose_launcher(list(arguments))
     kind = values.pop("_target_").rpartition(".")[2]
     clusters = {"SlurmLauncher": "slurm", "LocalLauncher": "local"}
     if kind not in clusters:

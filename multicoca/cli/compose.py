@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from multicoca.config import Config, from_hydra, register
+from multicoca.config import Config, from_hydra, register, sets_sizes, to_yaml
 from multicoca.modality import installed_modalities
+from multicoca.model.spec import ModelSpec
+from multicoca.runs.model_folder import local_folder, read_spec
 
 CONFIG_MODULE = "multicoca_configs"
 
@@ -25,32 +27,89 @@ def compose_config(name: str, overrides: list[str]) -> Config:
     Raises:
         ValueError: an override names what does not exist, or has the wrong type.
     """
-    register()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            composed = compose(name, overrides=[*search_path(), *map(_quoted, overrides)])
-            OmegaConf.resolve(composed)
-            return from_hydra(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
-        raise ValueError(f"the configuration cannot be composed: {reason.strip()}") from error
+    return _to_config(_composed(name, overrides))
 
 
-def compose_launcher(name: str, overrides: list[str]) -> dict[str, Any]:
-    """Composes the configuration of the launcher that the overrides choose, resolved.
+def compose_training(overrides: list[str]) -> Config:
+    """Composes what `multicoca train` runs.
+
+    Raises:
+        ValueError: an override names what does not exist or has the wrong type, the sizes of a new model are not
+            chosen, or the model to start from cannot be read.
+    """
+    composed = _composed_training(overrides)
+    if composed.start_from is not None:
+        return _to_config(composed, read_spec(local_folder(composed.start_from)))
+    if not sets_sizes(composed):
+        raise ValueError(f"no size is chosen for the model; add model={' or model='.join(_choices('model'))}")
+    if not composed.modalities:
+        raise ValueError(f"no modality is chosen; add some of modality=[{','.join(_choices('modality'))}]")
+    return _to_config(composed)
+
+
+def _composed_training(overrides: list[str]) -> DictConfig:
+    """Composes one of three recipes: that of the shapes world, unless a model to start from or other data is chosen."""
+    composed = _composed("train_shapes", overrides)
+    if composed.start_from is not None:
+        return _composed("train_from", overrides)
+    return composed if composed.hydra.runtime.choices.data == "shapes" else _composed("train", overrides)
+
+
+def compose_reading(overrides: list[str]) -> Config:
+    """Composes a source and the modalities that read it, all that are installed by default.
 
     Raises:
         ValueError: an override names what does not exist, or has the wrong type.
     """
+    return compose_config("train_shapes", [f"modality=[{','.join(installed_modalities())}]", *overrides])
+
+
+def _composed(name: str, overrides: list[str]) -> DictConfig:
+    """Composes a configuration with Hydra's own; see `compose_config`."""
     register()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            composed = compose(name, overrides=[*search_path(), *overrides], return_hydra_config=True)
-            return OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+            all_overrides = [*search_path(), *map(_quoted, overrides)]
+            return compose(name, overrides=all_overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"the launcher's configuration cannot be composed: {error}") from error
+        raise ValueError(_what_is_wrong(error)) from error
+
+
+def _to_config(composed: DictConfig, before: ModelSpec | None = None) -> Config:
+    with open_dict(composed):
+        del composed["hydra"]
+    try:
+        OmegaConf.resolve(composed)
+        return from_hydra(composed, before)
+    except OmegaConfBaseException as error:
+        raise ValueError(_what_is_wrong(error)) from error
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """Returns an error of Hydra's in one line, with the valid keys where a key is unknown."""
+    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    unknown = re.search(r"Could not override '([\w.@/-]+)'", text)
+    if unknown:
+        place, _, key = unknown[1].rpartition(".")
+        schema = OmegaConf.select(OmegaConf.structured(Config), place) if place else OmegaConf.structured(Config)
+        known = f"{place} has" if place else "there are"
+        valid = f"; {known}: {', '.join(schema)}" if OmegaConf.is_dict(schema) else ""
+        return f"the configuration cannot be composed: there is no key '{unknown[1]}'{valid}"
+    text = re.split(r" Config search path:| full_key: \S+ (?:reference_type|object_type)=", text)[0]
+    return f"the configuration cannot be composed: {text}"
+
+
+def compose_launcher(overrides: list[str]) -> dict[str, Any]:
+    """Composes the configuration of the launcher that the overrides choose for training, resolved.
+
+    Raises:
+        ValueError: an override names what does not exist, or has the wrong type.
+    """
+    try:
+        return OmegaConf.to_container(_composed_training(overrides).hydra.launcher, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(_what_is_wrong(error)) from error
 
 
 def _quoted(override: str) -> str:
@@ -62,6 +121,26 @@ def _quoted(override: str) -> str:
 
 def search_path() -> list[str]:
     """Returns the override that adds the `configs` folders of modality packages from elsewhere."""
+    folders = [f"file://{Path(str(folder))}" for folder in _folders_of_modalities()]
+    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+
+
+def print_help(name: str, text: str) -> int:
+    """Prints how to use a command that takes overrides, with its groups and defaults."""
+    print(text)
+    for group in _groups():
+        print(f"  {group}: {', '.join(_choices(group))}")
+    print("\nThe composed defaults:\n")
+    print(to_yaml(compose_config(name, [])))
+    return 0
+
+
+def _folders() -> list[Any]:
+    """Returns the folders with configurations: the packaged ones and those of modality packages from elsewhere."""
+    return [files(CONFIG_MODULE), *_folders_of_modalities()]
+
+
+def _folders_of_modalities() -> list[Any]:
     folders = []
     for point in installed_modalities().values():
         try:
@@ -69,16 +148,17 @@ def search_path() -> list[str]:
         except ModuleNotFoundError:
             continue  # `doctor` reports packages that cannot be imported
         if folder.is_dir():
-            folders.append(f"file://{Path(str(folder))}")
-    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+            folders.append(folder)
+    return folders
 
 
-def print_help(name: str, text: str) -> int:
-    """Prints how to use a command that takes overrides, with its groups and defaults."""
-    print(text)
-    for group in sorted(path for path in files(CONFIG_MODULE).iterdir() if path.is_dir() and path.name[0] != "_"):
-        choices = sorted(Path(str(choice)).stem for choice in group.iterdir() if choice.name.endswith(".yaml"))
-        print(f"  {group.name}: {', '.join(choices)}")
-    print("\nThe composed defaults:\n")
-    print(OmegaConf.to_yaml(OmegaConf.structured(compose_config(name, []))), file=sys.stdout)
-    return 0
+def _groups() -> list[str]:
+    found = {path.name for folder in _folders() for path in folder.iterdir() if path.is_dir()}
+    return sorted(name for name in found if name[0] not in "_." and _choices(name))
+
+
+def _choices(group: str) -> list[str]:
+    """Returns what can be chosen of a group."""
+    folders = [folder / group for folder in _folders()]
+    found = (path.name for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))

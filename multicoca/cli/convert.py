@@ -10,11 +10,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from multicoca.api import load, save
+from multicoca.api import load
+from multicoca.config import Config
 from multicoca.convert.models import convert_open_clip
 from multicoca.convert.open_clip import to_open_clip
 from multicoca.files import written_aside
 from multicoca.model.weights import read_weights
+from multicoca.runs.save import save
 
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip's files on the hub
 
@@ -41,7 +43,9 @@ def run_convert(arguments: list[str]) -> int:
         options.num_frames,
     )
     card = f"# CoCa\n\nConverted from open_clip's weights `{options.source}` for {options.modalities}.\n"
-    save(options.out, model.bundle, model.config, card)
+    spec = model.config
+    config = Config(name="open_clip", model=spec.model, modalities=spec.modalities, text=spec.text)
+    save(options.out, model.bundle, config, card)
     count = sum(parameter.numel() for parameter in model.bundle.network.parameters())
     print(f"{count:,} parameters from {file}\nmodel: {options.out.resolve()}")
     return 0

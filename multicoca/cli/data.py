@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from multicoca.build import build_processors
-from multicoca.cli.compose import compose_config
+from multicoca.cli.compose import compose_reading
 from multicoca.cli.train import list_items
 from multicoca.data.annotations import parse_split
 from multicoca.data.ledger import Ledger
@@ -61,7 +61,7 @@ def _shard(options: argparse.Namespace) -> int:
         raise ValueError(f"--size-mb is {options.size_mb}; expected a number above 0")
     if any(options.out.glob("*.tar")):
         raise ValueError(f"{options.out} holds shards already; choose another folder or remove them")
-    config = compose_config("train", options.overrides)
+    config = compose_reading(options.overrides)
     listing = list_items(config, build_processors(config.modalities))
     options.split = parse_split(options.split) or None
     splits = [options.split] if options.split else list(listing.splits)
@@ -84,7 +84,7 @@ def _shard(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    config = compose_config("train", options.overrides)
+    config = compose_reading(options.overrides)
     set_decode_timeout(config.data.decode_timeout_s)
     processors = build_processors(config.modalities)
     listing = list_items(config, processors)

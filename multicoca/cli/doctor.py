@@ -75,8 +75,8 @@ def _check_modality(name: str, package: str) -> str:
     """Says whether a modality's package imports and its processor reads a file."""
     try:
         importlib.import_module(package)
-        config = compose_config("train", [f"modality=[{name}]"])
-        processor = build(config.modalities[name]["processor"])
+        config = compose_config("train_shapes", [f"modality=[{name}]"])
+        processor = build(config.modalities[name]["processor"], "processor")
         if isinstance(processor, SceneRenderer):  # a real file through the real reader
             raw = processor.decode(processor.render(draw_scene(0, "train", 0)), processor.scene_suffix)
             processor.preprocess(raw, False, torch.Generator())

@@ -34,7 +34,7 @@ def run_evaluate(arguments: list[str]) -> int:
     overrides = [argument for argument in arguments if not argument.startswith(("model=", "out="))]
     model = load(own["model"])
     composed = compose_config("evaluate", overrides)
-    config = replace(model.config, data=composed.data, evaluation=composed.evaluation, seed=composed.seed)
+    config = replace(composed, **{part: getattr(model.config, part) for part in ("model", "modalities", "text")})
     folder = Path(own.get("out", Path(own["model"]) / "evaluation"))
     folder.mkdir(parents=True, exist_ok=True)
     set_decode_timeout(config.data.decode_timeout_s)

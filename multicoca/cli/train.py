@@ -14,7 +14,7 @@ if __name__ == "__main__":  # by torchrun; it must be known before torch is load
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,19 +24,18 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from multicoca.api import CARD, build_bundle, local_folder, read_config, read_tokenizer, save, start_from
 from multicoca.build import build, build_processors
 from multicoca.cli.cluster import is_launcher, queue_again, submit
-from multicoca.cli.compose import compose_config, print_help
+from multicoca.cli.compose import compose_training, print_help
 from multicoca.cli.results import log_answers, model_card, summary, write_run_report
-from multicoca.cli.runs import opened_run
 from multicoca.config import Config
+from multicoca.convert.clip_tokenizer import clip_tokenizer
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, usable_workers
-from multicoca.data.sample import UnfilledBatchError
+from multicoca.data.sample import Item, UnfilledBatchError
 from multicoca.data.sources import Listing
 from multicoca.data.splits import evaluation_splits, left_aside, training_items
-from multicoca.distributed.collectives import rank, rank_0_first, wait_for_all, world_size
+from multicoca.distributed.collectives import gather_objects, rank, rank_0_first, wait_for_all, world_size
 from multicoca.distributed.launch import available_cores, is_first, is_launched, local_processes, run_processes
 from multicoca.distributed.setup import distributed, training_device
 from multicoca.eval.evaluator import Answers
@@ -45,9 +44,15 @@ from multicoca.files import write_text
 from multicoca.isolated import set_decode_timeout
 from multicoca.modality import Processor
 from multicoca.model.bundle import Bundle
+from multicoca.model.spec import ModelSpec
+from multicoca.runs.folder import TOKENIZER, RunFolder, opened_run
+from multicoca.runs.model_folder import CARD, build_bundle, local_folder, read_spec, read_tokenizer
+from multicoca.runs.save import save
+from multicoca.runs.start_from import Start, spec_differences, start_from
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.loop import TrainOutcome, train
 from multicoca.train.metrics import PeakMemory
+from multicoca.train.optim import TUNING
 from multicoca.train.stopping import Stopped, stopping_at_once
 
 HELP = """usage: multicoca train [KEY=VALUE ...]
@@ -63,7 +68,7 @@ Groups to choose from, for example experiment=shapes_long or modality=[image]:
 def run_train(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     if any(argument in ("-h", "--help") for argument in arguments):
-        return print_help("train", HELP)
+        return print_help("train_shapes", HELP)
     if any(is_launcher(argument) for argument in arguments):
         job = submit(arguments)
         print(f"job {job.job_id}; its output: {job.paths.stdout}")
@@ -84,17 +89,17 @@ def _run(arguments: list[str]) -> int:
     Raises:
         Stopped: by a signal.
     """
-    config = _started(compose_config("train", arguments), arguments)
+    config = compose_training(arguments)
     device = training_device()
     if device.type == "cpu" and not is_launched():
         count = local_processes(config.train.cpu_processes, config.data.common_size())
         if count > 1:
             return run_processes(["-m", "multicoca.cli.train", *arguments], count)
     folder = Path(config.output) / config.name
-    with opened_run(folder, config) if is_first() else nullcontext():
+    with opened_run(folder, config) if is_first() else nullcontext() as run_folder:
         with distributed(device, config.parallel.timeout_s):
             wait_for_all()
-            run = _train_run(config, folder, device)
+            run = _train_run(config, folder, run_folder, device)
         if run.outcome.signal_number is None and run.is_first:
             # alone from here on: an evaluation may take longer than ranks wait for each other
             torch.set_num_threads(available_cores())
@@ -102,18 +107,6 @@ def _run(arguments: list[str]) -> int:
     if run.outcome.signal_number is not None:
         raise Stopped(run.outcome.signal_number)
     return 0
-
-
-def _started(config: Config, arguments: list[str]) -> Config:
-    """Takes sizes, tokenizer and modalities from the model that training starts with, and adds new modalities."""
-    if config.start_from is None:
-        return config
-    refused = [argument for argument in arguments if argument.startswith(("model=", "model.", "text."))]
-    if refused:
-        raise ValueError(f"start_from brings the sizes and the tokenizer of its model; remove {', '.join(refused)}")
-    before = read_config(local_folder(config.start_from))
-    modalities = {**config.modalities, **before.modalities}
-    return replace(config, model=before.model, text=before.text, modalities=modalities)
 
 
 @dataclass(frozen=True)
@@ -129,26 +122,57 @@ class _Run:
     is_first: bool
 
 
-def _train_run(config: Config, folder: Path, device: torch.device) -> _Run:
+def _train_run(config: Config, folder: Path, run_folder: RunFolder | None, device: torch.device) -> _Run:
+    """Builds everything, then writes, then trains. `run_folder` is that of rank 0."""
     started = time.perf_counter()
     set_decode_timeout(config.data.decode_timeout_s)
     processors = build_processors(config.modalities)
     listing = list_items(config, processors)
+    model_folder = None if config.start_from is None else local_folder(config.start_from)
+    before = None if model_folder is None else read_spec(model_folder)
+    idle = [] if before is None else [name for name in before.modalities if not listing.of("train").get(name)]
+    items = training_items(listing, [name for name in processors if name not in idle])
+    if not items:
+        raise ValueError(f"there are no training items for any of the modalities {', '.join(processors)}")
+    tokenizer = _tokenizer(config, folder, run_folder, model_folder, listing)
+    bundle = build_bundle(config.spec, tokenizer)
+    start = Start() if before is None else start_from(bundle.network, model_folder, before, config.spec)
+    bundle.network.to(device)
+    with rank_0_first():
+        if run_folder is not None:
+            run_folder.begin(tokenizer.to_json(), items)
     ledger = Ledger(folder / "ledger.jsonl")
     problems = ledger.add(listing.problems) if rank() == 0 else []
-    training_items(listing, processors)  # a modality that has none is an error at once
-    tokenizer = _tokenizer(config, folder, listing)
-    bundle = build_bundle(config, tokenizer)
-    new = [] if config.start_from is None else start_from(bundle.network, local_folder(config.start_from))
-    bundle.network.to(device)
     data_s = time.perf_counter() - started
     if rank() == 0:
         _announce(folder, bundle, listing, device, len(problems))
-        if config.start_from is not None:
-            parts = sorted({".".join(name.split(".")[:2]) for name in new})
-            print(f"weights from {config.start_from}; new: {', '.join(parts) or 'nothing'}", flush=True)
-    outcome = _train(config, folder, bundle, listing, ledger)
+        if before is not None:
+            _announce_start(config, before, start, idle)
+    outcome = _train(config, folder, bundle, listing, items, ledger, start, idle)
     return _Run(folder, bundle, listing, ledger, data_s, outcome, rank() == 0)
+
+
+def _announce_start(config: Config, before: ModelSpec, start: Start, idle: Sequence[str]) -> None:
+    """Says what comes from the model that training starts from, what is new, frozen, resized and set otherwise."""
+    parts = sorted({".".join(name.split(".")[:2]) for name in start.new})
+    rate = config.optim.lr if config.optim.new_lr is None else config.optim.new_lr
+    print(f"weights from {config.start_from}; learning rate {config.optim.lr:g}, {rate:g} for what is new")
+    print(f"new: {', '.join(parts) or 'nothing'}; trained: {TUNING[config.train.tuning]}")
+    if idle:
+        print(f"frozen, since there is no data for it: {', '.join(idle)}; saved with the model all the same")
+    if start.resized:
+        print(f"resized: {', '.join(start.resized)}")
+    for line in spec_differences(before, config.spec):
+        print(f"set otherwise than in that model: {line}")
+    lost = {"contrastive_weight": "retrieval and classification", "captioning_weight": "captions"}
+    for key, ability in lost.items():
+        if getattr(config.loss, key) == 0:
+            print(
+                f"warning: loss.{key} is 0. What only the other loss trains drifts away from {ability}: public weights "
+                "that were tuned on captions alone fell from 63% to 0.8% on ImageNet. Keep a small weight, or freeze "
+                "what both share (train.tuning)"
+            )
+    sys.stdout.flush()
 
 
 def list_items(config: Config, processors: Mapping[str, Processor]) -> Listing:
@@ -156,30 +180,38 @@ def list_items(config: Config, processors: Mapping[str, Processor]) -> Listing:
     arguments = {} if config.data.root is None else {"root": config.data.root}
     if not config.data.source:
         raise ValueError("data.source is not set; choose a source, for example data=shapes or data=folder")
-    source = build(config.data.source, **arguments)
+    source = build(config.data.source, "source", **arguments)
     with rank_0_first():
         return source.list_items(processors, config.seed)
 
 
-def _tokenizer(config: Config, folder: Path, listing: Listing) -> TextTokenizer:
-    """Reads the configured tokenizer, or learns one from the training captions; the run keeps it."""
-    kept, length = folder / "tokenizer.json", config.model.context_length
-    if config.start_from is not None:
-        return read_tokenizer(local_folder(config.start_from), config)
+def _tokenizer(
+    config: Config, folder: Path, run_folder: RunFolder | None, model_folder: Path | None, listing: Listing
+) -> TextTokenizer:
+    """Reads the tokenizer of the model to start from, of an earlier start, or the configured one; or learns one."""
+    length = config.model.context_length
+    if model_folder is not None:
+        return read_tokenizer(model_folder, config.spec)
+    if config.text.tokenizer == "clip":
+        return clip_tokenizer(length)
     if config.text.tokenizer is not None:
         return TextTokenizer.load(Path(config.text.tokenizer), length, config.text.clean)
+    learned = []
     with rank_0_first():
-        if rank() == 0 and not kept.is_file():
+        if run_folder is not None and run_folder.is_resumed and (folder / TOKENIZER).is_file():
+            learned = [(folder / TOKENIZER).read_text(encoding="utf-8")]
+        elif rank() == 0:
             texts = (text for items in listing.of("train").values() for item in items for text in item.texts)
-            tokenizer = TextTokenizer.learn(texts, config.text.vocab_size, length)
-            write_text(kept, tokenizer.to_json())
-    return TextTokenizer.load(kept, length)
+            learned = [TextTokenizer.learn(texts, config.text.vocab_size, length).to_json()]
+    (text,) = gather_objects(learned, training_device())
+    return TextTokenizer.from_json(text, length, config.text.clean)
 
 
 def _announce(folder: Path, bundle: Bundle, listing: Listing, device: torch.device, num_problems: int) -> None:
     parameters = sum(parameter.numel() for parameter in bundle.network.parameters())
     modalities = list(bundle.processors)
-    counts = ", ".join(f"{len(items)} {name}" for name, items in training_items(listing, modalities).items())
+    listed = listing.with_captions("train")
+    counts = ", ".join(f"{len(listed[name])} {name}" for name in modalities if listed.get(name))
     tests: dict[str, list[str]] = {}
     for modality, split in evaluation_splits(listing, modalities).items():
         tests.setdefault(split, []).append(f"{len(listing.of(split).get(modality, ()))} {modality}")
@@ -193,14 +225,24 @@ def _announce(folder: Path, bundle: Bundle, listing: Listing, device: torch.devi
     sys.stdout.flush()
 
 
-def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledger: Ledger) -> TrainOutcome:
+def _train(
+    config: Config,
+    folder: Path,
+    bundle: Bundle,
+    listing: Listing,
+    items: Mapping[str, Sequence[Item]],
+    ledger: Ledger,
+    start: Start,
+    idle: Sequence[str],
+) -> TrainOutcome:
     broken = BrokenShare(listing.listed.get("train", {}), config.data.max_broken_share, ledger.file)
     known = {(p.modality, p.key) for p in (*listing.problems, *ledger.problems) if p.split == "train"}
-    for modality in bundle.processors:
+    processors = {name: bundle.processors[name] for name in items}
+    for modality in processors:
         broken.add(modality, (key for name, key in known if name == modality))
     steps = Steps(
-        training_items(listing, bundle.processors),
-        bundle.processors,
+        items,
+        processors,
         bundle.tokenizer,
         config.data.batch_size,
         config.seed,
@@ -240,6 +282,8 @@ def _train(config: Config, folder: Path, bundle: Bundle, listing: Listing, ledge
             workers,
             evaluate_now,
             config.parallel,
+            start.new,
+            idle,
         )
     except UnfilledBatchError as error:
         ledger.add(error.problems)
@@ -250,7 +294,7 @@ def _usable(config: Config, bundle: Bundle, weights: dict[str, Tensor] | None) -
     """Returns a bundle that one process can use: the trained one, or a new one with whole or averaged weights."""
     if weights is None:
         return bundle
-    network = build_bundle(config, bundle.tokenizer).network
+    network = build_bundle(config.spec, bundle.tokenizer).network
     network.load_state_dict(weights)
     return replace(bundle, network=network.to(training_device()))
 

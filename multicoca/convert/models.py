@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicoca.api import MultiCoCa, build_bundle
-from multicoca.config import Config, TextConfig
+from multicoca.api import MultiCoCa
 from multicoca.convert.clip_tokenizer import CLEAN, clip_tokenizer
 from multicoca.convert.open_clip import (
     from_open_clip,
@@ -20,6 +19,9 @@ from multicoca.convert.open_clip import (
     unwrap,
     video_modality,
 )
+from multicoca.model.spec import ModelSpec
+from multicoca.runs.model_folder import build_bundle
+from multicoca.text.tokenizer import TextConfig
 
 MODALITIES = ("image", "video")
 
@@ -56,10 +58,10 @@ def convert_open_clip(
     specs = {"image": image}
     if "video" in modalities:
         specs["video"] = video_modality(image, num_frames)
-    config = Config(name="open_clip", model=sizes, modalities=specs, text=TextConfig(clean=CLEAN))
-    bundle = build_bundle(config, clip_tokenizer(sizes.context_length))
+    spec = ModelSpec(sizes, specs, TextConfig(clean=CLEAN))
+    bundle = build_bundle(spec, clip_tokenizer(sizes.context_length))
     _fill(bundle.network, weights)
-    return MultiCoCa(bundle, config)
+    return MultiCoCa(bundle, spec)
 
 
 @torch.no_grad()

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_MOST, _MOST_LAYERS = (
+    1 << 16,
+    1000,
+)  # beyond all published sizes; a configuration from elsewhere must not take all memory
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -62,6 +67,9 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ValueError(f"model.{name} is {value}; expected at least {smallest}")
+            most = _MOST_LAYERS if name.endswith("_layers") else _MOST
+            if value is not None and value > most:
+                raise ValueError(f"model.{name} is {value}; expected at most {most:,}")
         for name, size, heads in (
             ("width", self.width, self.num_heads),
             ("source_width", self.source_width or self.width, self.pooler_heads or self.num_heads),

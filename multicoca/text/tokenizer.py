@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +26,30 @@ _PIECES = (
     rf"| ?[^\s\p{{L}}\p{{N}}{UNSPACED}]+|\s+(?!\S)|\s+"
 )
 _LENGTH_MULTIPLE = 8  # few different lengths: kernels are prepared anew for every shape
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The tokenizer.
+
+    Attributes:
+        tokenizer: a tokenizer.json that puts a token before and one behind each text, or "clip" for CLIP's, with which
+            losses of different data compare; None learns one from the training captions.
+        vocab_size: of a learned one, at the most.
+        clean: what is done to texts first: "none", or "clip" as for CLIP's tokenizer.
+    """
+
+    tokenizer: str | None = None
+    vocab_size: int = 16384
+    clean: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.clean not in CLEANERS:
+            raise ValueError(f"text.clean is '{self.clean}'; choose one of {', '.join(CLEANERS)}")
+        if self.tokenizer == "clip" and self.clean != "clip":
+            raise ValueError(f"text.tokenizer is clip and text.clean '{self.clean}'; CLIP's needs text.clean=clip")
+        if self.vocab_size < 260:  # the bytes, and four special tokens
+            raise ValueError(f"text.vocab_size is {self.vocab_size}; expected at least 260, the bytes and a few marks")
 
 
 class TextTokenizer:
@@ -101,9 +126,21 @@ class TextTokenizer:
         if not file.is_file():
             raise ValueError(f"there is no tokenizer at {file}; expected a tokenizer.json of the tokenizers library")
         try:
-            tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+            return cls.from_json(file.read_text(encoding="utf-8"), context_length, clean)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    @classmethod
+    def from_json(cls, content: str, context_length: int, clean: str = "none") -> TextTokenizer:
+        """Makes it of the content of a `tokenizer.json`.
+
+        Raises:
+            ValueError: it is not a tokenizer.
+        """
+        try:
+            tokenizer = Tokenizer.from_str(content)
         except Exception as error:  # the library raises nothing more precise
-            raise ValueError(f"{file} is not a tokenizer.json of the tokenizers library: {error}") from error
+            raise ValueError(f"this is no tokenizer.json of the tokenizers library: {error}") from error
         return cls(tokenizer, context_length, clean)
 
     def to_json(self) -> str:

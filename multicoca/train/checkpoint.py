@@ -229,3 +229,9 @@ def whole_checkpoints(folder: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """Returns the step of a checkpoint's folder."""
     return int(path.name.removeprefix("step_"))
+
+
+def newest_step(folder: Path) -> int | None:
+    """Returns the step of the newest whole checkpoint, None where there is none."""
+    kept = whole_checkpoints(folder)
+    return step_of(kept[-1]) if kept else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from multicoca.train.optim import (
     Optimizers,
     build_optimizers,
     learning_rates,
-    tuned,
+    set_tuning,
 )
 from multicoca.train.precision import kept_muon_precision, kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
@@ -51,7 +51,7 @@ class TrainConfig:
         steps: optimizer steps of the run.
         cpu_processes: processes to start on a machine without GPUs; None for one per core.
         precision: "auto" (bf16 autocast where it is measured to be faster), "fp32" or "bf16".
-        tuning: what is trained: "all", "poolers", "frozen_encoder", "last_blocks" or "frozen_then_all".
+        tuning: what is trained: "all", "poolers", "frozen_encoder", "last_blocks", "frozen_then_all" or "new".
         last_blocks: of each encoder, that are trained in the mode of that name.
         frozen_steps: at the start, with frozen encoders, in the mode "frozen_then_all".
         max_bad_steps: steps in a row without a finite loss and gradient after which the run stops; each is left out.
@@ -127,6 +127,8 @@ def train(
     num_workers: int = 0,
     evaluate: Callable[[int, SummaryWriter, dict[str, Tensor] | None], None] | None = None,
     parallel: ParallelConfig | None = None,
+    new: Collection[str] = (),
+    idle: Collection[str] = (),
 ) -> TrainOutcome:
     """Trains from the newest checkpoint in `folder`, or from the start, to the last step or a signal.
 
@@ -143,18 +145,20 @@ def train(
         evaluate: called on rank 0 at evaluations with the step, the TensorBoard writer and what `TrainOutcome.weights`
             would be.
         parallel: how ranks share the model; each has a copy by default.
+        new: names of the parameters that the model of `start_from` did not have.
+        idle: modalities without training data, which stay as they are.
 
     Raises:
         ValueError: settings do not fit, checkpoints cannot be used or written, or too many steps in a row are bad.
     """
     device = next(model.parameters()).device
-    tuned(model, config.tuning, config.last_blocks)
+    set_tuning(model, config.tuning, config.last_blocks, new, idle)
     autocast, reason = kept_precision(config.precision, device, model.config.width, folder)
     engine = parallelize(model, parallel or ParallelConfig(), device, autocast)
     muon_dtype, muon_reason = torch.bfloat16, ""
     if optim.muon_lr is not None:
         muon_dtype, muon_reason = kept_muon_precision(optim.muon_precision, device, model.config.width, folder)
-    optimizers = build_optimizers(model, optim, muon_dtype)
+    optimizers = build_optimizers(model, optim, muon_dtype, new)
     average = None if optim.ema_decay is None else Average(model, optim.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints", model, optimizers, average, config.keep_last, config.keep_every)
     first, earlier_s, torn = checkpoints.load_latest()

@@ -7,7 +7,7 @@ the rest, which does not decay. Rates differ by modality (`lr_scale`) and by lay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,6 +30,7 @@ class OptimConfig:
     Attributes:
         name: "adamw", or "adafactor", as CoCa was trained: the mean of updates in bf16, that of squares factored.
         lr: peak learning rate.
+        new_lr: peak learning rate of the parameters that the model of `start_from` did not have; None takes `lr`.
         muon_lr: peak learning rate of Muon (arXiv 2502.16982, updates as large as AdamW's at the same rate) for the
             weights of linear layers, all but those that give logits over the vocabulary; None leaves these to
             the other optimizer. Small models learn from half as many samples with it.
@@ -51,6 +52,7 @@ class OptimConfig:
 
     name: str = "adamw"
     lr: float = 8e-4
+    new_lr: float | None = None
     muon_lr: float | None = None
     muon_precision: str = "auto"
     beta1: float = 0.9
@@ -78,10 +80,13 @@ class OptimConfig:
         for key, value in {"warmup_share": self.warmup_share, "final_lr_share": self.final_lr_share}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"optim.{key} is {value}; expected a share from 0 to 1")
-        sizes = {"lr": self.lr, "muon_lr": self.muon_lr or 0.0, "weight_decay": self.weight_decay}
+        sizes = {"lr": self.lr, "new_lr": self.new_lr or 0.0, "muon_lr": self.muon_lr or 0.0}
+        sizes["weight_decay"] = self.weight_decay
         for key, value in {**sizes, "clip_norm": self.clip_norm}.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"optim.{key} is {value}; expected a number of at least 0")
+        if self.new_lr is not None and self.lr == 0:
+            raise ValueError("optim.lr is 0 and optim.new_lr set; for a rate of 0 freeze what is old: train.tuning=new")
         if not 0 < self.layer_decay <= 1 or any(scale < 0 for scale in self.lr_scale.values()):
             raise ValueError(
                 f"optim.layer_decay is {self.layer_decay} and optim.lr_scale {dict(self.lr_scale)}; "
@@ -143,28 +148,40 @@ def encoder_layers(encoder: nn.Module) -> list[list[nn.Parameter]]:
     return [before, *blocks, after]
 
 
-def parameter_groups(module: nn.Module, config: OptimConfig) -> dict[tuple[str, float], list[nn.Parameter]]:
-    """Sorts the trainable parameters by (kind, factor on the rate): every one in exactly one group."""
+def parameter_groups(
+    module: nn.Module, config: OptimConfig, new: Collection[str] = ()
+) -> dict[tuple[str, float, bool], list[nn.Parameter]]:
+    """Sorts the trainable parameters by (kind, factor on the rate, whether they are new): each in exactly one group."""
     kinds, scales = parameter_kinds(module), rate_scales(module, config)
-    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
-    for parameter in module.parameters():
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((kinds[parameter], scales[parameter]), []).append(parameter)
+            groups.setdefault((kinds[parameter], scales[parameter], name in new), []).append(parameter)
     return groups
 
 
-def build_optimizers(module: nn.Module, config: OptimConfig, muon_dtype: torch.dtype = torch.bfloat16) -> Optimizers:
+def build_optimizers(
+    module: nn.Module, config: OptimConfig, muon_dtype: torch.dtype = torch.bfloat16, new: Collection[str] = ()
+) -> Optimizers:
     """Builds the optimizer and, with `muon_lr`, Muon, which iterates in `muon_dtype`.
+
+    Args:
+        module: whose trainable parameters.
+        config: kinds and rates.
+        muon_dtype: of Muon's iteration.
+        new: names of the parameters that learn at `new_lr`, but for those that Muon takes.
 
     Raises:
         ValueError: there is nothing to train.
     """
     parts: list[dict] = []
     for_muon: list[dict] = []
-    for (kind, scale), parameters in parameter_groups(module, config).items():
+    for (kind, scale, is_new), parameters in parameter_groups(module, config, new).items():
+        takes_muon = kind == "hidden" and config.muon_lr is not None
+        if is_new and not takes_muon and config.new_lr is not None:
+            scale *= config.new_lr / config.lr
         decay = 0.0 if kind == "rest" else config.weight_decay
-        group = {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        (for_muon if kind == "hidden" and config.muon_lr is not None else parts).append(group)
+        (for_muon if takes_muon else parts).append({"params": parameters, "weight_decay": decay, "lr_scale": scale})
     if not parts and not for_muon:
         raise ValueError("no parameter is left to train; choose another train.tuning")
     optimizers: list[torch.optim.Optimizer] = [_first_optimizer(parts, config)] if parts else []
@@ -180,8 +197,16 @@ def _first_optimizer(parts: list[dict], config: OptimConfig) -> torch.optim.Opti
 
 
 def learning_rates(step: int, num_steps: int, config: OptimConfig, optimizers: Optimizers) -> list[float]:
-    """Returns each optimizer's rate at a step: linear warm-up, then the schedule; a pure function of the step."""
+    """Returns each optimizer's rate at a step; a pure function of the step."""
+    share = scheduled_share(step, num_steps, config)
+    return [share * (config.muon_lr if isinstance(optimizer, Muon) else config.lr) for optimizer in optimizers]
+
+
+def scheduled_share(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Returns the rate at a step as a share of its peak: linear warm-up, then the schedule."""
     warmup = max(1, round(config.warmup_share * num_steps))
+    if step < warmup:
+        return (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
     falling = {
         "cosine": (1 + math.cos(math.pi * progress)) / 2,
@@ -189,10 +214,7 @@ def learning_rates(step: int, num_steps: int, config: OptimConfig, optimizers: O
         "constant": 1.0,
         "rsqrt": math.sqrt(warmup / max(step + 1, warmup)),
     }[config.schedule]
-    share = config.final_lr_share + (1 - config.final_lr_share) * falling
-    if step < warmup:
-        share = (step + 1) / warmup
-    return [share * (config.muon_lr if isinstance(optimizer, Muon) else config.lr) for optimizer in optimizers]
+    return config.final_lr_share + (1 - config.final_lr_share) * falling
 
 
 class Average:
@@ -237,14 +259,19 @@ class Average:
                 module.reshard()  # what was gathered before is of other values
 
 
-def tuned(module: nn.Module, mode: str, last_blocks: int = 0) -> None:
+def set_tuning(
+    module: nn.Module, mode: str, last_blocks: int = 0, new: Collection[str] = (), idle: Collection[str] = ()
+) -> None:
     """Chooses what is trained, by one of the modes of VideoCoCa (arXiv 2212.04979, section 3.3) and common others.
 
     Args:
         module: a CoCa.
         mode: "all"; "poolers" alone; "frozen_encoder", all but the encoders (LiT); "last_blocks", as before and the
-            last few blocks of each encoder; "frozen_then_all", the encoders later (see `TrainConfig`).
+            last few blocks of each encoder; "frozen_then_all", the encoders later (see `TrainConfig`); "new", the
+            parameters that the model of `start_from` did not have.
         last_blocks: how many, for that mode.
+        new: names of those parameters.
+        idle: modalities without data: their encoders and heads stay as they are, but for what others use too.
 
     Raises:
         ValueError: there is no such mode, or nothing to train in it.
@@ -256,6 +283,11 @@ def tuned(module: nn.Module, mode: str, last_blocks: int = 0) -> None:
         module.poolers.requires_grad_(True)
     elif mode in ("frozen_encoder", "last_blocks"):
         module.encoders.requires_grad_(False)
+    elif mode == "new":
+        if not new:
+            raise ValueError("train.tuning is 'new', but nothing of the model is new; add a modality beside start_from")
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in new)
     if mode == "last_blocks":
         for name, encoder in module.encoders.items():
             blocks = list(encoder.blocks)
@@ -266,6 +298,16 @@ def tuned(module: nn.Module, mode: str, last_blocks: int = 0) -> None:
             after = encoder_layers(encoder)[-1]
             for parameter in (*after, *(p for block in blocks[-last_blocks:] for p in block.parameters())):
                 parameter.requires_grad_(True)
+    active = {p for name in module.encoders if name not in idle for p in _parameters_of(module, name)}
+    for name in idle:
+        for parameter in _parameters_of(module, name):
+            if parameter not in active:
+                parameter.requires_grad_(False)
+
+
+def _parameters_of(module: nn.Module, modality: str) -> list[nn.Parameter]:
+    """Returns what only this modality uses, or shares with others by name."""
+    return [*module.encoders[modality].parameters(), *module.heads[modality].parameters()]
 
 
 TUNING: Mapping[str, str] = {
@@ -274,4 +316,5 @@ TUNING: Mapping[str, str] = {
     "frozen_encoder": "all but the encoders",
     "last_blocks": "all but the encoders' first blocks",
     "frozen_then_all": "all but the encoders at first, then all",
+    "new": "what the model of start_from did not have",
 }

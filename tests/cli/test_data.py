@@ -23,7 +23,7 @@ from multicoca.data.sources import Listing
 from multicoca.text.tokenizer import TextTokenizer
 
 MODALITIES = "modality=[image,video,points]"
-CONFIG = compose_config("train", [MODALITIES])
+CONFIG = compose_config("train_shapes", [MODALITIES])
 PROCESSORS = build_processors(CONFIG.modalities)
 SHARD_BYTES = 40_000
 
@@ -34,7 +34,7 @@ def content_of(modality: str, number: int) -> bytes:
 
 
 def listing_of(*source: str) -> Listing:
-    return list_items(compose_config("train", [MODALITIES, *source]), PROCESSORS)
+    return list_items(compose_config("train_shapes", [MODALITIES, *source]), PROCESSORS)
 
 
 def bytes_of(item: Item) -> bytes:

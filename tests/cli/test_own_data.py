@@ -15,7 +15,7 @@ from multicoca.data.together import Together
 from multicoca.data.webdataset import WebDataset
 from multicoca.eval.shapes import scene_judge
 
-PROCESSORS = build_processors(compose_config("train", ["modality=[image]"]).modalities)
+PROCESSORS = build_processors(compose_config("train_shapes", ["modality=[image]"]).modalities)
 CASES = Path(__file__).parent.parent / "cases"
 
 

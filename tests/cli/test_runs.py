@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from multicoca.cli.runs import opened_run
 from patience import DEADLINE_S
 
-from multicoca.cli.runs import opened_run
 from multicoca.config import Config
 from multicoca.distributed.launch import STOP_SIGNALS
 from multicoca.eval.evaluator import EvaluationConfig

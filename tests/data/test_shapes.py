@@ -96,7 +96,7 @@ def test_points_show_depth_and_height():
 
 @pytest.fixture(scope="module")
 def processors():
-    return build_processors(compose_config("train", ["modality=[image]"]).modalities)
+    return build_processors(compose_config("train_shapes", ["modality=[image]"]).modalities)
 
 
 def world(root, train: int = 12) -> ShapesWorld:

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from multicoca.api import build_bundle
-from multicoca.cli.compose import compose_config
+from multicoca.cli.compose import compose_training
 from multicoca.distributed.parallelize import parallelize
+from multicoca.runs.model_folder import build_bundle
 from multicoca.text.tokenizer import TextTokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiment"
@@ -18,10 +18,10 @@ experiments = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 assert len(experiments) >= 4
 for name in experiments:
     data = ["data.root=."] if name.startswith("coca_") else []
-    config = compose_config("train", [f"experiment={name}", "parallel=hsdp", *data])
+    config = compose_training([f"experiment={name}", "parallel=hsdp", *data])
     tokenizer = TextTokenizer.learn(["a red ball"], 300, config.model.context_length)
     with torch.device("meta"):
-        network = build_bundle(config, tokenizer).network
+        network = build_bundle(config.spec, tokenizer).network
     parallelize(network, config.parallel, torch.device("cpu"))
     for block in network.blocks:
         parameter = next(block.parameters())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from multicoca.build import build_modalities
-from multicoca.cli.compose import compose_config
+from multicoca.cli.compose import compose_training
 from multicoca.model.coca import CoCa
 from multicoca.model.losses import contrastive_loss
 
@@ -14,7 +14,7 @@ VOCAB_SIZE = 64_000
 
 
 def build(name: str) -> CoCa:
-    config = compose_config("train", [f"experiment=coca_{name}", "data.root=."])
+    config = compose_training([f"experiment=coca_{name}", "data.root=."])
     assert config.text.vocab_size == VOCAB_SIZE
     encoders = {key: modality.encoder for key, modality in build_modalities(config.modalities).items()}
     return CoCa(config.model, encoders, VOCAB_SIZE, torch.Generator().manual_seed(0))

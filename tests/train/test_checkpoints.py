@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from multicoca.distributed.parallelize import Engine
 from multicoca.train.checkpoint import Checkpoints, step_of, whole_checkpoints
-from multicoca.train.optim import Average, OptimConfig, build_optimizers, encoder_layers, rate_scales, tuned
+from multicoca.train.optim import Average, OptimConfig, build_optimizers, encoder_layers, rate_scales, set_tuning
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 
 WORKER = Path(__file__).with_name("reshard_worker.py")
@@ -185,7 +185,7 @@ def test_the_average_follows_and_can_stand_in(tmp_path):
 def test_tuning_modes_train_what_they_say():
     def trained(mode: str, **settings) -> set[str]:
         model = small_model(pooler="cascade")
-        tuned(model, mode, **settings)
+        set_tuning(model, mode, **settings)
         return {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     assert trained("poolers") == {"poolers"}

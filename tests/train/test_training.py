@@ -11,13 +11,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from conftest import small_model
 
-from multicoca.api import build_bundle
 from multicoca.cli.compose import compose_config
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps
 from multicoca.data.shapes.source import ShapesWorld
 from multicoca.eval.evaluator import EvaluationConfig
 from multicoca.eval.suite import evaluate
+from multicoca.runs.model_folder import build_bundle
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.checkpoint import whole_checkpoints
 from multicoca.train.loop import TrainConfig, train
@@ -33,7 +33,7 @@ def run_parts(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
 
     def build(modalities: list[str], train_items: int = 48, seed: int = 0):
-        config = compose_config("train", [f"modality=[{','.join(modalities)}]"])
+        config = compose_config("train_shapes", [f"modality=[{','.join(modalities)}]"])
         tokenizer_of = {}
         from multicoca.build import build_processors
 
@@ -42,7 +42,7 @@ def run_parts(tmp_path_factory):
         listing = source.list_items(processors, seed)
         texts = [t for items in listing.of("train").values() for item in items for t in item.texts]
         tokenizer_of["it"] = TextTokenizer.learn(texts, 2000, config.model.context_length)
-        bundle = build_bundle(config, tokenizer_of["it"])
+        bundle = build_bundle(config.spec, tokenizer_of["it"])
         steps = Steps(listing.of("train"), bundle.processors, bundle.tokenizer, 16, seed)
         return bundle, listing, steps
 
@@ -135,7 +135,7 @@ def test_captions_do_not_depend_on_the_references(run_parts):
 
 
 def grouped(model):
-    return {kind: parameters for (kind, _), parameters in parameter_groups(model, OptimConfig()).items()}
+    return {kind: parameters for (kind, _, _), parameters in parameter_groups(model, OptimConfig()).items()}
 
 
 def test_every_trainable_parameter_is_in_one_group():

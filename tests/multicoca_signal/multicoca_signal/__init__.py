@@ -4,3 +4,4 @@ from multicoca_signal.encoder import SignalEncoder
 from multicoca_signal.processor import SignalProcessor
 
 __all__ = ["SignalEncoder", "SignalProcessor"]
+TARGETS = {"processor": ("SignalProcessor",), "encoder": ("SignalEncoder",)}
