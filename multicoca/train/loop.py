@@ -290,7 +290,7 @@ def _write_scalars(log: TrainingLog, done: int, engine: Engine, memory: PeakMemo
     device = next(engine.model.parameters()).device
     temperatures = {}
     for name, head in engine.model.heads.items():
-        scale = head.logit_scale()
+        scale = head.logit_scale().detach()
         scale = scale.full_tensor() if hasattr(scale, "full_tensor") else scale
         temperatures[f"temperature/{name}"] = float(1 / scale.double())
     peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))

@@ -91,7 +91,7 @@ def test_training_starts_from_a_model_and_adds_a_modality(place):
     assert "report.html" in small
     model = place[0] / "runs" / "first" / "model"
     start = ["train", f"start_from={model}", "modality=[points]", "name=second", "train.steps=2", *TINY]
-    assert "model.width=64" in multicoca(place, *start, "model.width=64", status=2)
+    assert "model.width: 128 there, 64 here" in multicoca(place, *start, "model.width=64", status=2)
     output = multicoca(place, *start)
     assert "new: encoders.points, heads.points" in output
     results = json.loads((place[0] / "runs" / "second" / "results.json").read_text())
@@ -166,7 +166,7 @@ def test_your_own_folder_with_broken_files(place):
     rows += [{"file_name": "missing.jpg", "text": "a"}, {"file_name": rows[1]["file_name"], "text": "twice"}]
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     tiny = [argument for argument in TINY if "source" not in argument]
-    common = ["train", "data=folder", f"data.root={data}", "modality=[image,points]", "train.steps=8", *tiny]
+    common = ["train", "data=folder", f"data.root={data}", "model=tiny", "modality=[image,points]", "train.steps=8", *tiny]
     multicoca(place, *common, "name=own", "data.max_broken_share=0.2", "data.source.test_share=0.2")
     ledger = [json.loads(line) for line in (folder / "runs" / "own" / "ledger.jsonl").read_text().splitlines()]
     # the second line of a file is another caption of it

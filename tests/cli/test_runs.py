@@ -1,79 +1,16 @@
-"""A run's folder: what a name may be, what `fresh` deletes, what may change between starts, and how signals end it."""
+"""How signals end a run, from the first moment to the last."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
-import yaml
-from multicoca.cli.runs import opened_run
 from patience import DEADLINE_S
 
-from multicoca.config import Config
 from multicoca.distributed.launch import STOP_SIGNALS
-from multicoca.eval.evaluator import EvaluationConfig
-from multicoca.train.optim import OptimConfig
 from multicoca.train.stopping import Stopped, StopSignal, stopping_at_once
-
-
-def opened(folder, **changes):
-    config = replace(Config(output=str(folder)), **changes)
-    with opened_run(folder / config.name, config):
-        (folder / config.name / "kept").touch()
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "a/../..", "/tmp/somewhere"])
-def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
-    (tmp_path / "precious").touch()
-    with pytest.raises(ValueError, match="expected the name of a folder below output"):
-        opened(tmp_path, name=name, fresh=True)
-    assert (tmp_path / "precious").is_file()
-
-
-def test_fresh_deletes_runs_and_nothing_else(tmp_path):
-    opened(tmp_path, name="mine", seed=1)
-    opened(tmp_path, name="mine", seed=2, fresh=True)
-    assert "seed: 2" in (tmp_path / "mine" / "config.yaml").read_text()
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "precious.py").touch()
-    with pytest.raises(ValueError, match="holds files but no run; fresh=true does not delete it"):
-        opened(tmp_path, name="code", fresh=True)
-    assert (tmp_path / "code" / "precious.py").is_file()
-
-
-@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_fresh_does_not_delete_what_an_automatic_restart_goes_on_with(tmp_path, monkeypatch, name):
-    opened(tmp_path, fresh=True)
-    monkeypatch.setenv(name, "1")
-    (tmp_path / "run" / "checkpoint").touch()
-    opened(tmp_path, fresh=True)
-    assert (tmp_path / "run" / "checkpoint").is_file()
-
-
-def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
-    opened(tmp_path)
-    saved = tmp_path / "run" / "config.yaml"
-    settings = yaml.safe_load(saved.read_text())
-    del settings["optim"]["muon_precision"], settings["train"]["max_bad_steps"]
-    saved.write_text(yaml.safe_dump(settings))
-    opened(tmp_path)
-    saved.write_text(yaml.safe_dump({**settings, "gone": 1}))
-    with pytest.raises(ValueError, match="gone: 1 then, absent now"):
-        opened(tmp_path)
-
-
-def test_another_configuration_is_shown_and_accepted_only_when_asked(tmp_path, capsys):
-    opened(tmp_path)
-    opened(tmp_path, evaluation=EvaluationConfig(batch_size=3))  # changes nothing that is trained
-    changed = {"optim": OptimConfig(lr=0.5), "seed": 4}
-    with pytest.raises(ValueError, match=r"optim\.lr: 0\.0008 then, 0\.5 now\n  seed: 0 then, 4 now\n.*accept_changes"):
-        opened(tmp_path, **changed)
-    opened(tmp_path, **changed, accept_changes=True)
-    assert "optim.lr: 0.0008 then, 0.5 now" in capsys.readouterr().out
-    opened(tmp_path, **changed)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
