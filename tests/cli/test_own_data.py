@@ -76,13 +76,13 @@ def test_a_modality_with_labels_alone_is_refused_with_the_reason(tmp_path):
 def test_verify_names_the_lines_of_a_table(tmp_path, capsys):
     folder = pictures(tmp_path / "own")
     (folder / "metadata.csv").write_bytes((CASES / "meta_csv_comma.csv").read_bytes())
-    status = run_data(["verify", "data=folder", "model=tiny", f"data.root={folder}", "modality=[image]", "--workers", "0"])
+    status = run_data(["verify", "data=folder", f"data.root={folder}", "modality=[image]", "--workers", "0"])
     shown = capsys.readouterr().out
     assert status == 1
     assert "24 broken: the row has ... columns, the header ...; put the caption into double quotes" in shown
     assert "(metadata.csv, line 2)" in shown
     (folder / "metadata.csv").write_bytes((CASES / "meta_csv_list_literal.csv").read_bytes())
-    assert run_data(["verify", "data=folder", "model=tiny", f"data.root={folder}", "modality=[image]", "--workers", "0"]) == 0
+    assert run_data(["verify", "data=folder", f"data.root={folder}", "modality=[image]", "--workers", "0"]) == 0
     assert "captions: 48; least/median/most: of an item 2/2/2" in capsys.readouterr().out
 
 
@@ -96,7 +96,7 @@ def test_a_column_called_scene_is_no_scene_of_the_shapes_world(own):
 
 def test_items_without_captions_go_through_shards_and_several_sources(own, capsys):
     folder = own.parent / "shards"
-    assert run_data(["shard", str(folder), "data=folder", "model=tiny", f"data.root={own}", "modality=[image]"]) == 0
+    assert run_data(["shard", str(folder), "data=folder", f"data.root={own}", "modality=[image]"]) == 0
     before, after = (source.list_items(PROCESSORS, 0) for source in (Folder(own), WebDataset(str(folder))))
     together = Together({"a": Folder(own), "b": WebDataset(str(folder))}).list_items(PROCESSORS, 0)
     assert after.problems == together.problems == []
