@@ -44,7 +44,7 @@ class FrameArray:
     def prepared(self, indices: Sequence[int] | np.ndarray, prepare: Callable[[np.ndarray], T]) -> list[T]:
         """See `Video.prepared`."""
         wanted, places = np.unique(checked_indices(indices, self.num_frames), return_inverse=True)
-        pictures = [prepare(self._picture(number)) for number in wanted]
+        pictures = [prepare(self._picture(number)) for number in wanted.tolist()]
         return [pictures[place] for place in places.tolist()]
 
     def _picture(self, number: int) -> np.ndarray:
