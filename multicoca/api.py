@@ -1,4 +1,4 @@
-"""The Python API: `multicoca.load(folder)` gives a model that embeds and captions files.
+"""The Python API: `multicoca.load(folder)` gives a model that embeds and captions files and objects in memory.
 
 A model folder holds `model.safetensors`, `config.yaml`, `tokenizer.json` and `README.md`; nothing in it is
 executed, and nothing is unpickled.
@@ -11,24 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from multicoca.data.sample import Problem, sample_of
-from multicoca.modality import UnreadableFileError
+from multicoca.data.sample import Problem
+from multicoca.inputs import (
+    SampleBatch,
+    Transform,
+    UnreadableItem,
+    find_modality,
+    map_batches,
+    sample_batches,
+)
+from multicoca.modality import Processor
 from multicoca.model.bundle import Bundle, Caption
-from multicoca.model.generate import DecodingConfig
+from multicoca.model.generate import DecodingConfig, decoding_config
 from multicoca.model.spec import ModelSpec
-from multicoca.reading import refuse_broken
+from multicoca.nn.precision import DTYPES, find_dtype
 from multicoca.runs.model_folder import load_bundle, local_folder
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a model says about a file.
+    """What a model says about an item.
 
     Attributes:
-        modality: who read it.
+        modality: who read the item.
         embedding: contrastive, length 1, fp32, on the CPU.
         captions: best first.
     """
@@ -39,161 +47,232 @@ class Description:
 
 
 class MultiCoCa:
-    """A trained model for files of its modalities.
+    """A trained model for items of its modalities.
+
+    Its methods take one item or any iterable of them, kinds mixed. An item is a path; a URL that fsspec knows; the
+    content of a file; a binary file object; or an object that a modality takes, such as a PIL picture, an array or a
+    tensor. A generator is consumed as it is encoded.
+
+    Arguments of several methods:
+        files: an item, or an iterable of items. A list is several items, an array or a tensor is one.
+        batch_size: items of a modality that are encoded together.
+        modality: who reads the items; by default a file's suffix says so, else its first bytes, or the object's type.
+        on_error: "raise" stops at the first item that cannot be read; "skip" warns once, with the first reasons, and
+            leaves a gap in the result: None, or a row of NaN.
+        decoding: how captions are written; greedily, one for each item, by default.
+        settings: fields of `DecodingConfig` instead of `decoding`, for example strategy="beam", num_beams=5.
 
     Args:
         bundle: network, tokenizer and processors.
         config: what it is made of.
+        origin: where it was loaded from.
     """
 
-    def __init__(self, bundle: Bundle, config: ModelSpec):
-        self.bundle, self.config = bundle, config
+    def __init__(self, bundle: Bundle, config: ModelSpec, origin: str = ""):
+        self.bundle, self.config, self.origin = bundle, config, origin
 
-    def modality_of(self, file: str | Path) -> str:
-        """Returns who reads a file, by its suffix; where several read such files, the first who can.
+    def __repr__(self) -> str:
+        encoders = self.bundle.network.encoders
+        lines = [f"{name}: {type(e).__name__}, {_count(e):,} parameters" for name, e in encoders.items()]
+        lines += [
+            f"{_count(self.bundle.network):,} parameters in all, {self.dtype}, on {self.device}",
+            f"embeddings of width {self.bundle.network.config.embedding_width}",
+        ]
+        lines += [f"loaded from {self.origin}"] if self.origin else []
+        return "\n  ".join(["MultiCoCa(", *lines]) + "\n)"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The names of what it reads."""
+        return tuple(self.bundle.processors)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.bundle.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its parameters."""
+        return self.bundle.dtype
+
+    def to(self, *targets: str | torch.device | torch.dtype) -> MultiCoCa:
+        """Moves the model to a device, to a dtype (also "bf16", "fp16" or "fp32"), or both, and returns it."""
+        for target in targets:
+            is_dtype = isinstance(target, torch.dtype) or target in DTYPES
+            self.bundle.network.to(**{"dtype": find_dtype(target)} if is_dtype else {"device": target})
+        return self
+
+    def modality_of(self, file: Any) -> str:
+        """Returns who reads an item; where several may, the first who can.
 
         Raises:
             UnreadableFileError: nobody does.
         """
-        suffix = Path(file).suffix.lower()
-        fitting = [name for name, processor in self.bundle.processors.items() if suffix in processor.suffixes]
-        reasons = []
-        for modality in fitting:
-            if len(fitting) == 1:
-                return modality
-            try:
-                with refuse_broken():
-                    self.bundle.processors[modality].decode(Path(file))
-                return modality
-            except UnreadableFileError as error:
-                reasons.append(f"{modality}: {error}")
-        if reasons:
-            raise UnreadableFileError(f"none of {', '.join(fitting)} can read it ({'; '.join(reasons)})")
-        readable = ", ".join(sorted({s for processor in self.bundle.processors.values() for s in processor.suffixes}))
-        raise UnreadableFileError(f"nothing here reads '{suffix}' files; this model reads {readable}")
+        return find_modality(file, self.bundle.processors)
 
-    def embed(self, files: Sequence[str | Path], batch_size: int = 16) -> Float[Tensor, "files embedding"]:
-        """Returns the files' contrastive embeddings, length 1, on the CPU, in the order of the files.
+    def embed(
+        self, files: Any, batch_size: int = 16, *, modality: str | None = None, on_error: str = "raise"
+    ) -> Float[Tensor, "files embedding"]:
+        """Returns the items' contrastive embeddings, length 1, fp32, on the CPU, in the order of the items.
 
         Raises:
-            UnreadableFileError: a file cannot be read; the message names it.
+            UnreadableFileError: an item cannot be read; the message names it.
         """
-        rows: dict[int, Tensor] = {}
-        for indices, modality, inputs in self._batches(files, batch_size):
-            rows |= dict(zip(indices, self.bundle.encode(modality, inputs)[1].cpu(), strict=True))
-        width = self.bundle.network.config.embedding_width
-        return torch.stack([rows[i] for i in range(len(rows))]) if rows else torch.empty(0, width)
 
-    def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
-        """Returns the texts' contrastive embeddings, length 1, on the CPU."""
-        return self.bundle.embed_text([texts] if isinstance(texts, str) else texts)
+        def embedded(batch: SampleBatch) -> Iterable[Tensor]:
+            return self.bundle.encode(batch.modality, batch.inputs)[1].float().cpu()
+
+        rows = map_batches(embedded, self._batches(files, batch_size, modality), on_error)
+        return _stacked(rows, self.bundle.network.config.embedding_width)
+
+    def embed_text(self, texts: str | Iterable[str]) -> Float[Tensor, "texts embedding"]:
+        """Returns the texts' contrastive embeddings, length 1, fp32, on the CPU."""
+        return self.bundle.embed_text([texts] if isinstance(texts, str) else list(texts))
 
     def caption(
-        self, files: Sequence[str | Path], batch_size: int = 16, decoding: DecodingConfig | None = None
-    ) -> list[str]:
-        """Writes the best caption for each file; greedily, or as `decoding` says.
+        self,
+        files: Any,
+        batch_size: int = 16,
+        decoding: DecodingConfig | None = None,
+        *,
+        modality: str | None = None,
+        on_error: str = "raise",
+        **settings: Any,
+    ) -> list[str | None]:
+        """Writes the best caption for each item; None only for what was skipped.
 
         Raises:
-            UnreadableFileError: a file cannot be read; the message names it.
+            UnreadableFileError: an item cannot be read; the message names it.
+            ValueError: a setting of decoding is unknown or wrong, or comes beside `decoding`.
         """
-        return [found.captions[0].text for found in self.describe(files, batch_size, decoding)]
+        found = self.describe(files, batch_size, decoding, modality=modality, on_error=on_error, **settings)
+        return [None if each is None else each.captions[0].text for each in found]
 
     def describe(
-        self, files: Sequence[str | Path], batch_size: int = 16, decoding: DecodingConfig | None = None
-    ) -> list[Description]:
-        """Gives captions, their scores and the embedding of each file in one pass.
-
-        Args:
-            files: of any modality of the model.
-            batch_size: files encoded together.
-            decoding: how many captions and how they are written; one, greedily, by default.
+        self,
+        files: Any,
+        batch_size: int = 16,
+        decoding: DecodingConfig | None = None,
+        *,
+        modality: str | None = None,
+        on_error: str = "raise",
+        **settings: Any,
+    ) -> list[Description | None]:
+        """Gives captions, their scores and the embedding of each item in one pass; None only for what was skipped.
 
         Raises:
-            UnreadableFileError: a file cannot be read; the message names it.
+            UnreadableFileError: an item cannot be read; the message names it.
+            ValueError: a setting of decoding is unknown or wrong, or comes beside `decoding`.
         """
-        found: dict[int, Description] = {}
-        for indices, modality, inputs in self._batches(files, batch_size):
-            context, embeddings = self.bundle.encode(modality, inputs)
-            captions = self.bundle.write(modality, context, embeddings, decoding)
-            rows = zip(indices, embeddings.float().cpu(), captions, strict=True)
-            found |= {index: Description(modality, embedding, own) for index, embedding, own in rows}
-        return [found[i] for i in range(len(found))]
+        decoding = decoding_config(decoding, settings)
+
+        def described(batch: SampleBatch) -> Iterable[Description]:
+            context, embeddings = self.bundle.encode(batch.modality, batch.inputs)
+            captions = self.bundle.write(batch.modality, context, embeddings, decoding)
+            rows = zip(embeddings.float().cpu(), captions, strict=True)
+            return [Description(batch.modality, embedding, written) for embedding, written in rows]
+
+        return map_batches(described, self._batches(files, batch_size, modality), on_error)
 
     def score(
-        self, files: Sequence[str | Path], captions: Sequence[str], batch_size: int = 16
+        self,
+        files: Any,
+        captions: Iterable[str],
+        batch_size: int = 16,
+        *,
+        modality: str | None = None,
+        on_error: str = "raise",
     ) -> Float[Tensor, "files captions"]:
-        """Returns log P(caption | file) of every caption for every file, each file encoded once.
+        """Returns log P(caption | item) of every caption for every item, each item encoded once.
 
         Raises:
-            UnreadableFileError: a file cannot be read; the message names it.
+            UnreadableFileError: an item cannot be read; the message names it.
             ValueError: there is no caption.
         """
-        if isinstance(captions, str) or not captions:
+        texts = [] if isinstance(captions, str) else list(captions)
+        if not texts:
             raise ValueError(f"captions is {captions!r}; expected a list of at least one text")
-        rows: dict[int, Tensor] = {}
-        for indices, modality, inputs in self._batches(files, batch_size):
-            context, _ = self.bundle.encode(modality, inputs)
-            rows |= dict(zip(indices, self.bundle.score(modality, context, captions), strict=True))
-        return torch.stack([rows[i] for i in range(len(rows))]) if rows else torch.empty(0, len(captions))
 
-    def stream(self, files: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | Problem]]:
-        """Yields (file, its embedding or why it has none); holds no more than a batch of each modality."""
-        waiting: dict[str, list[tuple[Path, dict[str, Tensor]]]] = {}
-        for file in files:
-            try:
-                modality = self.modality_of(file)
-                sample = self._read(file, modality)
-            except UnreadableFileError as error:
-                yield file, Problem(str(file), str(file), str(error))
-                continue
-            waiting.setdefault(modality, []).append((file, sample))
-            if len(waiting[modality]) == batch_size:
-                yield from self._embedded(modality, waiting.pop(modality))
-        for modality, rows in waiting.items():
-            yield from self._embedded(modality, rows)
+        def scored(batch: SampleBatch) -> Iterable[Tensor]:
+            context, _ = self.bundle.encode(batch.modality, batch.inputs)
+            return self.bundle.score(batch.modality, context, texts)
 
-    def _embedded(self, modality: str, rows: list[tuple[Path, dict[str, Tensor]]]) -> Iterator[tuple[Path, Tensor]]:
-        inputs = self.bundle.processors[modality].collate([sample for _, sample in rows])
-        yield from zip((file for file, _ in rows), self.bundle.encode(modality, inputs)[1].cpu(), strict=True)
+        return _stacked(map_batches(scored, self._batches(files, batch_size, modality), on_error), len(texts))
 
-    def _batches(
-        self, files: Sequence[str | Path], batch_size: int
-    ) -> Iterator[tuple[list[int], str, dict[str, Tensor]]]:
-        """Yields (positions in `files`, modality, inputs), modality by modality."""
-        if isinstance(files, (str, Path)):
-            files = [files]
-        positions: dict[str, list[int]] = {}
-        for index, file in enumerate(files):
-            try:
-                positions.setdefault(self.modality_of(file), []).append(index)
-            except UnreadableFileError as error:
-                raise UnreadableFileError(f"{file}: {error}") from error
-        for modality, own in positions.items():
-            for start in range(0, len(own), batch_size):
-                indices = own[start : start + batch_size]
-                samples = [self._read(Path(files[index]), modality) for index in indices]
-                yield indices, modality, self.bundle.processors[modality].collate(samples)
+    def stream(
+        self, files: Any, batch_size: int = 16, *, modality: str | None = None
+    ) -> Iterator[tuple[Any, Tensor | Problem]]:
+        """Yields (item, its embedding or why it has none) as batches are full, so not in the order of the items."""
+        for batch in self._batches(files, batch_size, modality):
+            if isinstance(batch, UnreadableItem):
+                yield batch.item, Problem(batch.name, batch.name, str(batch.error))
+            else:
+                embeddings = self.bundle.encode(batch.modality, batch.inputs)[1].float().cpu()
+                yield from zip(batch.items, embeddings, strict=True)
 
-    def _read(self, file: Path, modality: str) -> dict[str, Tensor]:
-        processor = self.bundle.processors[modality]
-        try:
-            with refuse_broken():
-                raw = processor.decode(file)
-            return sample_of(raw, processor, False)
-        except UnreadableFileError as error:
-            raise UnreadableFileError(f"{file}: {error}") from error
+    def transform(self, modality: str) -> Transform:
+        """Returns what turns an item into a sample. It can be pickled and runs without the model, in data workers."""
+        return Transform(modality, self._processor(modality))
+
+    def collate(self, modality: str, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Joins samples into the inputs of `encode`."""
+        return self._processor(modality).collate(samples)
+
+    def tokenize(self, texts: str | Iterable[str]) -> tuple[Int[Tensor, "texts length"], Int[Tensor, " texts"]]:
+        """Returns (token ids, padded; the number of real tokens of each text)."""
+        return self.bundle.tokenizer([texts] if isinstance(texts, str) else list(texts))
+
+    def encode(self, modality: str, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch embedding"]:
+        """Returns the embeddings of collated inputs, length 1, on the model's device, with gradients."""
+        self._processor(modality)
+        return self.bundle.network.encode(modality, self.bundle.placed(modality, inputs))[1]
+
+    def encode_text(
+        self, ids: Int[Tensor, "texts length"], lengths: Int[Tensor, " texts"]
+    ) -> Float[Tensor, "texts embedding"]:
+        """Returns the embeddings of tokenized texts, length 1, on the model's device, with gradients."""
+        return self.bundle.network.encode_text(ids.to(self.device), lengths.to(self.device))
+
+    def _processor(self, modality: str) -> Processor:
+        if modality not in self.bundle.processors:
+            raise ValueError(f"there is no modality '{modality}'; this model has {', '.join(self.modalities)}")
+        return self.bundle.processors[modality]
+
+    def _batches(self, files: Any, batch_size: int, modality: str | None) -> Iterator[SampleBatch | UnreadableItem]:
+        return sample_batches(files, self.bundle.processors, batch_size, modality)
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> MultiCoCa:
+def load(
+    folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> MultiCoCa:
     """Loads a model folder, or one of the hub by its id.
 
     Args:
         folder: a local folder, or `owner/name` of the Hugging Face hub.
         device: where it runs; a GPU if there is one, by default.
+        dtype: of its parameters: "bf16", "fp16", "fp32" or torch's; that of the folder by default.
+        revision: branch, tag or commit on the hub.
+        token: for private models of the hub; by default the one that is logged in.
 
     Raises:
         ValueError: there is no such model, or its files do not fit together.
     """
-    bundle, spec = load_bundle(local_folder(folder))
-    bundle.network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return MultiCoCa(bundle, spec)
+    kind = None if dtype is None else find_dtype(dtype)
+    bundle, spec = load_bundle(local_folder(folder, revision, token))
+    bundle.network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), kind)
+    return MultiCoCa(bundle, spec, str(folder) + (f"@{revision}" if revision else ""))
+
+
+def _stacked(rows: Sequence[Tensor | None], width: int) -> Float[Tensor, "rows {width}"]:
+    """Joins rows, with NaN for those that are None."""
+    missing = torch.full((width,), torch.nan)
+    return torch.stack([missing if row is None else row for row in rows]) if rows else torch.empty(0, width)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

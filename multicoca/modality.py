@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from multicoca.data.shapes import Scene
 
 __all__ = [
-    "ENTRY_POINT_GROUP", "Encoder", "Modality", "Processor", "Remarker", "Resizable", "SceneRenderer",
-    "TensorBoardViewer", "UnreadableFileError", "installed_modalities", "require",
+    "ENTRY_POINT_GROUP", "HEAD_BYTES", "ContentRecognizer", "Encoder", "FullPrecisionEncoder", "Modality",
+    "ObjectReader", "Processor", "Remarker", "Resizable", "SceneRenderer", "TensorBoardViewer", "UnreadableFileError",
+    "as_array", "installed_modalities", "require",
 ]  # fmt: skip
 ENTRY_POINT_GROUP = "multicoca.modalities"
+HEAD_BYTES = 1024  # of a file, by which a `ContentRecognizer` knows it
 
 
 @runtime_checkable
@@ -67,6 +70,41 @@ class Processor(Protocol):
 
         It leaves `raw` as it was, as do `show` and `remarks`.
         """
+        ...
+
+
+@runtime_checkable
+class ContentRecognizer(Protocol):
+    """What a processor adds when the first bytes of a file show its format, so that no suffix is needed."""
+
+    def suffix_of(self, head: bytes) -> str:
+        """Returns the suffix, one of `suffixes`, of a file that begins with these bytes.
+
+        Args:
+            head: the first `HEAD_BYTES` bytes, or the whole of a shorter file.
+
+        Returns:
+            "" where the bytes are not of a kind that it reads, or do not show the kind.
+        """
+        ...
+
+
+@runtime_checkable
+class ObjectReader(Protocol):
+    """What a processor adds when its `decode` also reads objects in memory, such as arrays.
+
+    An object takes the same path as a file: the same content gives the same sample. What `decode` returned is one of
+    the objects. Where an object cannot be read, `decode` raises `UnreadableFileError`, which says what was got and
+    what is expected.
+
+    Attributes:
+        objects: what it takes, for messages, e.g. "an array or tensor of numbers [samples]".
+    """
+
+    objects: str
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value is one of the objects, judged by its type and shape alone; never for paths and bytes."""
         ...
 
 
@@ -145,6 +183,20 @@ class Resizable(Protocol):
         ...
 
 
+@runtime_checkable
+class FullPrecisionEncoder(Protocol):
+    """What an encoder adds when some of its inputs must not be rounded to the type of its parameters.
+
+    A model in bf16 or fp16 is given its floating inputs in that type, these excepted. The encoder computes with them in
+    float32, for example differences of coordinates, and rounds the results itself.
+
+    Attributes:
+        full_precision_inputs: the names of these inputs.
+    """
+
+    full_precision_inputs: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Modality:
     """Binds the two halves of a modality under the name that the configuration gives it."""
@@ -162,3 +214,16 @@ def installed_modalities() -> Mapping[str, EntryPoint]:
     is what a processor or an encoder takes as an argument.
     """
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def as_array(value: Any) -> np.ndarray | None:
+    """Returns an array or tensor as a numpy array, on the CPU and without its gradient; None for anything else.
+
+    numpy has no bfloat16; such tensors become float32.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if not isinstance(value, Tensor):
+        return None
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()

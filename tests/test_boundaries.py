@@ -20,7 +20,7 @@ LEVELS = [
     {"distributed"},
     {"model"},
     {"data"},
-    {"eval", "train"},
+    {"eval", "train", "inputs"},
     {"config"},
     {"runs"},
     {"api", "testing"},

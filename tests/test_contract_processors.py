@@ -200,3 +200,87 @@ def test_a_thumbnail_that_is_none_is_found(picture, message, signals):
 @pytest.mark.parametrize("size", [(1, 1), (1224, 128)])
 def test_tiny_thumbnails_and_strips_are_legal(size, signals):
     check(signals, processor=_Draws(Image.new("RGB", size)))
+
+
+# what may be added
+
+
+class _Known(SignalProcessor):
+    """Keeps both optional promises."""
+
+    objects = "an array [samples]"
+
+    def suffix_of(self, head):
+        return ".npy" if head.startswith(b"\x93NUMPY") else ""
+
+    def takes(self, value):
+        return isinstance(value, np.ndarray) and value.ndim == 1
+
+    def decode(self, file, suffix=""):
+        if isinstance(file, np.ndarray):
+            return file.astype(np.float32)
+        if not isinstance(file, (bytes, Path)):
+            raise UnreadableFileError(f"got {type(file).__name__}; expected {self.objects}")
+        return super().decode(file, suffix)
+
+
+class _NeverKnows(_Known):
+    def suffix_of(self, head):
+        return ""
+
+
+class _KnowsAll(_Known):
+    def suffix_of(self, head):
+        return ".npy"
+
+
+class _KnowsAnother(_Known):
+    def suffix_of(self, head):
+        return ".jpg" if head.startswith(b"\x93NUMPY") else ""
+
+
+class _TakesPaths(_Known):
+    def takes(self, value):
+        return super().takes(value) or isinstance(value, Path)
+
+
+class _TakesNothing(_Known):
+    def takes(self, value):
+        return False
+
+
+class _ChangesObjects(_Known):
+    def decode(self, file, suffix=""):
+        found = super().decode(file, suffix)
+        return found / 2 if isinstance(file, np.ndarray) else found
+
+
+class _LetsObjectsFail(_Known):
+    def decode(self, file, suffix=""):
+        return SignalProcessor.decode(self, file, suffix) if not self.takes(file) else super().decode(file, suffix)
+
+
+class _SaysNothing(_Known):
+    objects = ""
+
+
+@pytest.mark.parametrize("processor", [_Known, _NeverKnows])
+def test_optional_promises_that_are_kept_are_legal(processor, signals):
+    check(signals, processor=processor())
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (_KnowsAll, "suffix_of.*gave '.npy'; expected one of"),
+        (_KnowsAnother, "suffix_of.*gave '.jpg'; expected one of"),
+        (_TakesPaths, "takes gave True for PosixPath"),
+        (_TakesNothing, "takes gave False for what decode gave, ndarray"),
+        (_ChangesObjects, "decode must take what it gave"),
+        (_LetsObjectsFail, "an object of another kind raised AttributeError"),
+        (_SaysNothing, "objects is empty"),
+    ],
+)
+def test_an_optional_promise_that_is_broken_is_found(processor, message, signals):
+    with pytest.raises(AssertionError, match=message):
+        check(signals, processor=processor())

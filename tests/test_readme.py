@@ -23,7 +23,8 @@ def test_the_two_first_lines_are_there_as_they_must_be():
 
 def test_the_tree_names_what_is_there():
     listed = re.findall(r"^  (\w+)(?:/|\.py)\s", TEXT[TEXT.index("## The tree") :], re.MULTILINE)
-    real = {p.stem for p in (ROOT / "multicoca").iterdir() if p.stem not in ("__init__", "__pycache__")}
+    ignored = ("__init__.py", "__pycache__", "py.typed")
+    real = {p.stem for p in (ROOT / "multicoca").iterdir() if p.name not in ignored}
     assert set(listed) == real
 
 

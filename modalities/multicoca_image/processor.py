@@ -24,7 +24,7 @@ from torch import Tensor
 from multicoca.data.shapes.geometry import front_view
 from multicoca.data.shapes.scene import Scene
 from multicoca.modality import UnreadableFileError, require
-from multicoca_image.decoding import SUFFIXES, decode_image
+from multicoca_image.decoding import OBJECTS, SUFFIXES, decode_image, is_picture, picture_of, suffix_of
 from multicoca_image.timm_models import published_settings
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
@@ -38,7 +38,7 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Reads images, see `multicoca.modality.Processor` and `SceneRenderer`.
+    """Reads images, see `multicoca.modality.Processor`, `ContentRecognizer`, `ObjectReader` and `SceneRenderer`.
 
     Attributes:
         size_px: height and width of the sample.
@@ -65,6 +65,7 @@ class ImageProcessor:
     scene_size_px: int = 64
 
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    objects: ClassVar[str] = OBJECTS
     scene_suffix: ClassVar[str] = ".jpg"
     scene_facts: ClassVar[frozenset[str]] = frozenset()
 
@@ -87,14 +88,28 @@ class ImageProcessor:
                 f"train_scale is {self.train_scale}; it must be (smallest, largest) share of the area in (0, 1]"
             )
 
-    def decode(self, file: Path | bytes, suffix: str = "") -> Image.Image:
-        """Reads an image file as an upright RGB picture. The content tells the format, `suffix` is not needed.
+    def suffix_of(self, head: bytes) -> str:
+        """See `multicoca.modality.ContentRecognizer`."""
+        return suffix_of(head)
+
+    def takes(self, value: Any) -> bool:
+        """See `multicoca.modality.ObjectReader`."""
+        return is_picture(value)
+
+    def decode(self, file: Any, suffix: str = "") -> Image.Image:
+        """Reads an image as an upright RGB picture. The content tells the format, `suffix` is not needed.
+
+        Args:
+            file: a path, the content of a file, a PIL picture, or an array or tensor of pixels.
+            suffix: is not used.
 
         Raises:
-            UnreadableFileError: the file is missing, empty, of another kind, too large or broken.
+            UnreadableFileError: the image is missing, empty, of another kind, too large or broken.
         """
         if isinstance(file, bytes):
             return decode_image(file, self.max_pixels)
+        if not isinstance(file, Path):
+            return picture_of(file, self.max_pixels)
         try:
             data = file.read_bytes()
         except OSError as error:

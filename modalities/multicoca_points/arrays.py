@@ -16,8 +16,8 @@ from multicoca.reading import UnreadableFileError
 from multicoca_points.cloud import PointCloud
 from multicoca_points.colors import colors_from_fields, unit_colors
 
-_POSITIONS = ("xyz", "points", "positions", "coords", "coord", "vertices", "pc", "pos")
-_COLORS = ("rgb", "colors", "color", "colours")
+POSITIONS = ("xyz", "points", "positions", "coords", "coord", "vertices", "pc", "pos")
+COLORS = ("rgb", "colors", "color", "colours")
 _MOST_GROWTH = 200  # of a zip member; measured clouds compress to a half, one of equal points by 1000
 _SMALL = 2**24
 
@@ -35,7 +35,7 @@ def read_npy(data: bytes) -> PointCloud:
         if not {"x", "y", "z"} <= fields.keys() or array.ndim != 1:
             raise UnreadableFileError(f"its fields are {sorted(fields)}; expected rows with x, y and z")
         return PointCloud(positions(np.stack([fields[axis] for axis in "xyz"], axis=1)), *colors_from_fields(fields))
-    return _cloud(array, None)
+    return cloud_from_arrays(array, None)
 
 
 def read_npz(data: bytes) -> PointCloud:
@@ -48,13 +48,13 @@ def read_npz(data: bytes) -> PointCloud:
         raise UnreadableFileError("it does not begin as an .npz file does")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename.removesuffix(".npy").lower(): info for info in archive.infolist()}
-        found = [next((key for key in keys if key in members), None) for keys in (_POSITIONS, _COLORS)]
+        found = [next((key for key in keys if key in members), None) for keys in (POSITIONS, COLORS)]
         if found[0] is None:
             raise UnreadableFileError(
-                f"its keys are {sorted(members)[:20]}; positions must be under {', '.join(map(repr, _POSITIONS))}"
+                f"its keys are {sorted(members)[:20]}; positions must be under {', '.join(map(repr, POSITIONS))}"
             )
         xyz, rgb = (None if key is None else _array(_member(archive, members[key], len(data))) for key in found)
-    return _cloud(xyz, rgb)
+    return cloud_from_arrays(xyz, rgb)
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, held: int) -> bytes:
@@ -91,7 +91,12 @@ def _array(data: bytes) -> Shaped[np.ndarray, ...]:
     return np.ndarray(shape, dtype, data, file.tell(), order="F" if is_fortran else "C")
 
 
-def _cloud(xyz: np.ndarray, rgb: np.ndarray | None) -> PointCloud:
+def cloud_from_arrays(xyz: np.ndarray, rgb: np.ndarray | None) -> PointCloud:
+    """Makes a cloud of positions [points, 3] and colours [points, 3], or of both in one array [points, 6].
+
+    Raises:
+        UnreadableFileError: a shape, a type or the colours are wrong.
+    """
     for array in (xyz, rgb):
         if array is not None and array.dtype.kind not in "fiu":
             raise UnreadableFileError(f"its type is {array.dtype}; it must be numbers")

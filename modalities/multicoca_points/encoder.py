@@ -74,6 +74,8 @@ class PointEncoder(nn.Module):
         ValueError: a size is out of range.
     """
 
+    full_precision_inputs = ("xyz",)
+
     def __init__(
         self,
         width: int = 384,
@@ -146,7 +148,8 @@ class PointEncoder(nn.Module):
             no further place for a group.
         """
         centers, points, mask = self._group(inputs["xyz"], inputs["rgb"], inputs.get("mask"))
-        tokens = self.project(self.group_encoder(points)) + self.position(self._place(centers))
+        places, dtype = self._place(centers), self.project.weight.dtype
+        tokens = self.project(self.group_encoder(points.to(dtype))) + self.position(places.to(dtype))
         for block in self.blocks:
             tokens = block(tokens, mask)
         return Tokens(self.norm(tokens), mask)

@@ -13,16 +13,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from multicoca.data.shapes.geometry import surface_points
+from multicoca.reading import refuse_broken
 from multicoca_points.cloud import PointCloud
+from multicoca_points.objects import OBJECTS, cloud_of, is_cloud
 from multicoca_points.ply import write_ply
-from multicoca_points.reader import MAX_DROPPED_SHARE, SUFFIXES, read_points
+from multicoca_points.reader import MAX_DROPPED_SHARE, SUFFIXES, finite, read_points, suffix_of
 from multicoca_points.thumbnail import draw_points
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ class PointsProcessor:
     """
 
     suffixes = SUFFIXES
+    objects = OBJECTS
     scene_suffix = ".ply"
     scene_facts = frozenset({"depth"})
 
@@ -139,8 +142,27 @@ class PointsProcessor:
         self.max_dropped_share = max_dropped_share
         self.thumbnail_extent = thumbnail_extent
 
-    def decode(self, file: Path | bytes, suffix: str = "") -> PointCloud:
-        """Reads a file of points or a mesh; see `read_points`."""
+    def suffix_of(self, head: bytes) -> str:
+        """See `multicoca.modality.ContentRecognizer`; text formats without a header are not recognised."""
+        return suffix_of(head)
+
+    def takes(self, value: Any) -> bool:
+        """See `multicoca.modality.ObjectReader`."""
+        return is_cloud(value)
+
+    def decode(self, file: Any, suffix: str = "") -> PointCloud:
+        """Reads points or a mesh.
+
+        Args:
+            file: a path or the content of a file, see `read_points`; or a cloud in memory, see `OBJECTS`.
+            suffix: the format, needed for bytes.
+
+        Raises:
+            UnreadableFileError: it cannot be used; the message is the reason.
+        """
+        if not isinstance(file, (bytes, Path)):
+            with refuse_broken("cannot take these points"):
+                return finite(cloud_of(file), self.max_dropped_share)
         return read_points(file, suffix, self.num_surface_points, self.surface_seed, self.max_dropped_share)
 
     def preprocess(self, raw: PointCloud, train: bool, generator: torch.Generator) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ trimesh. The points that are not finite are dropped here, once, counted and boun
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,16 @@ SCAN_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzrgb", ".pts")
 MESH_SUFFIXES = (".obj", ".glb", ".off", ".stl")
 ARRAY_SUFFIXES = (".npy", ".npz")
 SUFFIXES = SCAN_SUFFIXES + MESH_SUFFIXES + ARRAY_SUFFIXES
+
+_MAGIC = (
+    *((b"ply" + end, ".ply") for end in (b"\n", b"\r", b" ", b"\t")),
+    (b"# .PCD", ".pcd"),
+    (b"glTF", ".glb"),
+    (b"\x93NUMPY", ".npy"),
+    (b"PK\3\4", ".npz"),
+)
+_OFF = re.compile(rb"C?N?OFF[\s\d]")
+_STL = re.compile(rb"\s*solid\b[^\r\n]*\s*(facet|endsolid)\b", re.IGNORECASE)
 
 MAX_DROPPED_SHARE = 0.5
 _FARTHEST = 1e12  # in the file's unit; the earth's orbit in metres, beyond which a number is an error
@@ -55,13 +66,26 @@ def read_points(
         if suffix not in SUFFIXES:
             raise UnreadableFileError(f"its ending is '{suffix}'; the endings are {', '.join(SUFFIXES)}")
         if suffix in MESH_SUFFIXES:
-            return _finite(read_mesh(file, suffix, num_surface_points, seed), max_dropped_share)
+            return finite(read_mesh(file, suffix, num_surface_points, seed), max_dropped_share)
         data = Path(file).read_bytes() if is_path else file
         if not data:
             raise UnreadableFileError("it is empty (0 bytes)")
         if suffix == ".ply":
-            return _finite(_read_ply(data, num_surface_points, seed), max_dropped_share)
-        return _finite(_PARSERS[suffix](data), max_dropped_share)
+            return finite(_read_ply(data, num_surface_points, seed), max_dropped_share)
+        return finite(_PARSERS[suffix](data), max_dropped_share)
+
+
+def suffix_of(head: bytes) -> str:
+    """Returns the suffix of a file by its first bytes, "" for others; text without a header is not recognised."""
+    magic = next((suffix for start, suffix in _MAGIC if head.startswith(start)), "")
+    if magic:
+        return magic
+    if _OFF.match(head):
+        return ".off"
+    if _STL.match(head):
+        return ".stl"
+    keys = [line.split()[0] for line in head.splitlines() if line.split() and not line.startswith(b"#")]
+    return ".pcd" if keys[:1] == [b"VERSION"] and b"FIELDS" in keys else ""
 
 
 def _read_ply(data: bytes, num_surface_points: int, seed: int) -> PointCloud:
@@ -81,8 +105,12 @@ def _named(fields: dict[str, np.ndarray]) -> PointCloud:
     return PointCloud(positions(np.stack(axes, axis=1)), *colors_from_fields(fields))
 
 
-def _finite(cloud: PointCloud, max_dropped_share: float) -> PointCloud:
-    """Drops the points that are not finite, unless they are too many."""
+def finite(cloud: PointCloud, max_dropped_share: float) -> PointCloud:
+    """Drops the points that are not finite.
+
+    Raises:
+        UnreadableFileError: there are no points, too many are not finite, or one is too far away.
+    """
     count = len(cloud.xyz)
     if count == 0:
         raise UnreadableFileError("it holds no points")

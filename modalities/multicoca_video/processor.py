@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from multicoca.data.shapes import Scene
+from multicoca_video.magic import suffix_of
+from multicoca_video.objects import OBJECTS, FrameArray, clip_of, is_clip
 from multicoca_video.reader import Video, check_backends, open_video
 from multicoca_video.sampling import TimeSampler, UniformSampler, frames_at
 from multicoca_video.scan import MAX_PIXELS
@@ -59,6 +61,7 @@ class VideoProcessor:
     suffixes: ClassVar[tuple[str, ...]] = (
         *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif"),
     )
+    objects: ClassVar[str] = OBJECTS
     scene_suffix: ClassVar[str] = ".mp4"
     scene_facts: ClassVar[frozenset[str]] = frozenset({"motion"})
 
@@ -93,15 +96,29 @@ class VideoProcessor:
         _per_color(self.mean, "mean")
         check_backends(self.backends)
 
-    def decode(self, file: Path | bytes, suffix: str = "") -> Video:
-        """Opens a video; its content, not `suffix`, tells the format.
+    def suffix_of(self, head: bytes) -> str:
+        """See `multicoca.modality.ContentRecognizer`."""
+        return suffix_of(head)
+
+    def takes(self, value: Any) -> bool:
+        """See `multicoca.modality.ObjectReader`."""
+        return is_clip(value)
+
+    def decode(self, file: Any, suffix: str = "") -> Video | FrameArray:
+        """Opens a video; its content tells the format.
+
+        Args:
+            file: a path, the content of a file, or a clip in memory, see `OBJECTS`.
+            suffix: is not used.
 
         Raises:
-            UnreadableFileError: the file is missing, empty, not a video, or nothing in it can be decoded.
+            UnreadableFileError: the video is missing, empty, of another kind, or nothing in it can be decoded.
         """
+        if not isinstance(file, (bytes, Path)):
+            return clip_of(file, self.max_pixels)
         return open_video(file, self.backends, self.max_pixels)
 
-    def preprocess(self, raw: Video, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
+    def preprocess(self, raw: Video | FrameArray, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
         """Makes one sample.
 
         Returns:
@@ -113,7 +130,7 @@ class VideoProcessor:
         times = self.sampler.times(raw.duration_s, self.num_frames, train, generator)
         return self._sample(raw, times, train, generator)
 
-    def views(self, raw: Video, num_views: int) -> list[dict[str, Tensor]]:
+    def views(self, raw: Video | FrameArray, num_views: int) -> list[dict[str, Tensor]]:
         """Makes several samples of one video, whose predictions an evaluation averages (cropped at the centre).
 
         Raises:
@@ -132,12 +149,12 @@ class VideoProcessor:
         frames = torch.nn.utils.rnn.pad_sequence([sample["frames"] for sample in samples], batch_first=True)
         return {"frames": frames, "mask": torch.arange(frames.shape[1]) < lengths[:, None]}
 
-    def thumbnail(self, raw: Video) -> Image.Image:
+    def thumbnail(self, raw: Video | FrameArray) -> Image.Image:
         """Draws four frames side by side, from the first to the last."""
         chosen = np.linspace(0, raw.num_frames - 1, _THUMBNAIL_FRAMES).round().astype(int)
         return Image.fromarray(np.concatenate(raw.prepared(chosen, _thumbnail_of), axis=1))
 
-    def show(self, writer: SummaryWriter, tag: str, raw: Video, step: int) -> None:
+    def show(self, writer: SummaryWriter, tag: str, raw: Video | FrameArray, step: int) -> None:
         """Writes the clip as an animation, at most 16 of its frames at their own pace."""
         chosen = np.unique(np.linspace(0, raw.num_frames - 1, _ANIMATION_FRAMES).round().astype(int))
         first, *others = raw.prepared(chosen, _animation_frame)
@@ -152,7 +169,9 @@ class VideoProcessor:
         """Returns a scene and its motion as an H.264 MP4 file."""
         return write_scene(scene, self.scene_size_px, self.scene_frames)
 
-    def _sample(self, raw: Video, times: np.ndarray, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
+    def _sample(
+        self, raw: Video | FrameArray, times: np.ndarray, train: bool, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         crop: tuple[int, int, int, int] | None = None
 
         def prepare(picture: np.ndarray) -> Tensor:

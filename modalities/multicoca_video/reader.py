@@ -66,13 +66,7 @@ class Video:
             UnreadableFileError: nothing could be decoded.
             IndexError: an index is outside the clip.
         """
-        asked = np.asarray(indices, dtype=np.int64)
-        if asked.size == 0 or asked.min() < 0 or asked.max() >= self.num_frames:
-            raise IndexError(
-                f"frame indices {asked.tolist()} do not fit a clip of {self.num_frames} frames; "
-                f"give one or more from 0 to {self.num_frames - 1}"
-            )
-        wanted, places = np.unique(asked, return_inverse=True)
+        wanted, places = np.unique(checked_indices(indices, self.num_frames), return_inverse=True)
         with refuse_broken():
             found = self._read(wanted, prepare)
         return [found[place] for place in places.tolist()]
@@ -103,6 +97,21 @@ def open_video(file: Path | bytes, backends: Sequence[str] = BACKENDS, max_pixel
     source = file if isinstance(file, bytes) else Path(file)
     with refuse_broken():
         return Video(source, scan_video(source, max_pixels), backends)
+
+
+def checked_indices(indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+    """Returns frame indices as int64.
+
+    Raises:
+        IndexError: there is none, or one is outside the clip.
+    """
+    asked = np.asarray(indices, dtype=np.int64)
+    if asked.size == 0 or asked.min() < 0 or asked.max() >= num_frames:
+        raise IndexError(
+            f"frame indices {asked.tolist()} do not fit a clip of {num_frames} frames; "
+            f"give one or more from 0 to {num_frames - 1}"
+        )
+    return asked
 
 
 def check_backends(backends: Sequence[str]) -> None:

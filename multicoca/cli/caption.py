@@ -14,7 +14,7 @@ from multicoca.model.generate import STRATEGIES, DecodingConfig
 _SAYS = {
     "strategy": f"one of {', '.join(STRATEGIES)}",
     "captions": "how many for each file, best first; more than one are printed with their scores",
-    "beams": "texts that beam search keeps",
+    "num_beams": "texts that beam search keeps",
     "length_penalty": "scores are sums of log-probabilities / length^penalty",
     "temperature": "of sampling",
     "top_k": "sample from the k most likely tokens; 0 means all",

@@ -75,6 +75,15 @@ def read_bytes(url: str, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
+def read_whole(url: str) -> bytes:
+    """Returns the content of a file, wherever it lies."""
+    path = local_path(url)
+    if path is None:
+        system, place = fsspec.core.url_to_fs(url)
+        return system.cat_file(place)
+    return path.read_bytes()
+
+
 def local_path(url: str) -> Path | None:
     """Returns the path of a local file, or None for one elsewhere."""
     if "://" not in url:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multicoca.modality import Processor
+from multicoca.modality import FullPrecisionEncoder, Processor
 from multicoca.model.coca import CoCa
 from multicoca.model.generate import DecodingConfig, Generated, generate
 from multicoca.text.tokenizer import TextTokenizer
@@ -54,10 +54,24 @@ class Bundle:
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's parameters."""
+        return next(self.network.parameters()).dtype
+
+    def placed(self, modality: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns collated inputs on the network's device, floating ones in its type; see `FullPrecisionEncoder`."""
+        encoder = self.network.encoders[modality]
+        exact = encoder.full_precision_inputs if isinstance(encoder, FullPrecisionEncoder) else ()
+        return {
+            name: value.to(self.device, self.dtype if value.is_floating_point() and name not in exact else None)
+            for name, value in inputs.items()
+        }
+
     @torch.no_grad()
     def encode(self, modality: str, inputs: Mapping[str, Tensor]) -> tuple[Tokens, Float[Tensor, "batch embedding"]]:
         """Encodes collated inputs; returns (context for `write` and `score`, embeddings of length 1)."""
-        return self.network.encode(modality, {name: value.to(self.device) for name, value in inputs.items()})
+        return self.network.encode(modality, self.placed(modality, inputs))
 
     def write(
         self,

@@ -7,7 +7,9 @@ simpler form sum / length^penalty; sampling by Gumbel noise, Kool et al. (arXiv 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,8 +28,8 @@ class DecodingConfig:
 
     Attributes:
         strategy: "greedy", "beam" or "sample".
-        captions: how many for each item, best first; greedy decoding has one, beam search at most `beams`.
-        beams: texts that beam search keeps.
+        captions: how many for each item, best first; greedy decoding has one, beam search at most `num_beams`.
+        num_beams: texts that beam search keeps.
         length_penalty: a text's score is the sum of its log-probabilities / length^penalty; 0 prefers short texts.
         temperature: of sampling; below 1 it prefers what is likely.
         top_k: sample from the k most likely tokens; 0 means all.
@@ -40,7 +42,7 @@ class DecodingConfig:
 
     strategy: str = "greedy"
     captions: int = 1
-    beams: int = 6
+    num_beams: int = 6
     length_penalty: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
@@ -53,19 +55,34 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"the decoding strategy is '{self.strategy}'; choose one of {', '.join(STRATEGIES)}")
-        most = {"greedy": 1, "beam": self.beams, "sample": self.captions}[self.strategy]
+        most = {"greedy": 1, "beam": self.num_beams, "sample": self.captions}[self.strategy]
         if not 1 <= self.captions <= most:
             raise ValueError(f"captions is {self.captions}; with '{self.strategy}' it must be from 1 to {max(most, 1)}")
-        if self.beams < 1 or self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if self.num_beams < 1 or self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"beams is {self.beams}, temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}; "
-                "expected beams >= 1, temperature > 0, top_k >= 0, 0 < top_p <= 1"
+                f"num_beams is {self.num_beams}, temperature {self.temperature}, top_k {self.top_k}, "
+                f"top_p {self.top_p}; expected num_beams >= 1, temperature > 0, top_k >= 0, 0 < top_p <= 1"
             )
         if self.min_length < 0 or (self.max_length is not None and self.max_length < self.min_length + 2):
             raise ValueError(
                 f"min_length is {self.min_length} and max_length {self.max_length}; expected 0 or more, and "
                 "max_length at least 2 above it, for BOS and EOS"
             )
+
+
+def decoding_config(decoding: DecodingConfig | None, settings: Mapping[str, Any]) -> DecodingConfig:
+    """Returns a configuration, or one that is made of its fields.
+
+    Raises:
+        ValueError: a field is unknown or wrong, or both are given.
+    """
+    known = [field.name for field in fields(DecodingConfig)]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"there is no argument {', '.join(unknown)}; decoding is set by {', '.join(known)}")
+    if decoding is not None and settings:
+        raise ValueError(f"decoding and {', '.join(settings)} were both given; give either, or set it in decoding")
+    return decoding or DecodingConfig(**settings)
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,7 @@ class _Writer:
     ):
         self.model, self.modality, self.config, self.end_id = model, modality, config, end_id
         self.items = len(context.values)
-        self.texts = config.beams if config.strategy == "beam" else config.captions
+        self.texts = config.num_beams if config.strategy == "beam" else config.captions
         self.max_length = config.max_length or model.config.context_length
         self.banned = [begin_id, *banned]
         self.device = context.values.device

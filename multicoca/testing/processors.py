@@ -13,9 +13,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from multicoca.modality import Processor, Remarker, TensorBoardViewer, UnreadableFileError
+from multicoca.modality import (
+    HEAD_BYTES,
+    ContentRecognizer,
+    ObjectReader,
+    Processor,
+    Remarker,
+    TensorBoardViewer,
+    UnreadableFileError,
+)
 from multicoca.testing.comparison import assert_same_sample
 
+_NO_FILE = b"this is no such file"
 _THUMBNAIL_PIXELS = 1024 * 1024  # a report holds dozens; a strip of frames may be long but is then low
 
 
@@ -37,6 +46,10 @@ def check_processor(processor: Processor, files: Sequence[Path]) -> list[dict[st
         assert_same_sample(other, sample, "a sample for evaluation must not depend on the generator")
         from_bytes = _sample(processor, processor.decode(file.read_bytes(), file.suffix))
         assert_same_sample(from_bytes, sample, "a file and its bytes must give the same sample")
+        if isinstance(processor, ContentRecognizer):
+            _check_recognition(processor, file, sample)
+        if isinstance(processor, ObjectReader):
+            _check_objects(processor, file, sample)
         _check_thumbnail(processor.thumbnail(raw))
     for file in {file.suffix.lower(): file for file in files}.values():
         _check_broken_files(processor, file)
@@ -86,6 +99,35 @@ def _uses(processor: Processor, folder: Path) -> list[tuple[str, Callable[[Any],
     return uses
 
 
+def _check_recognition(processor: Any, file: Path, sample: dict[str, Tensor]) -> None:
+    """The first bytes give a suffix with which the bytes are read as the file is, or none."""
+    data = file.read_bytes()
+    for head, may_be_known in ((data[:HEAD_BYTES], True), (data[:3], True), (b"", False), (_NO_FILE, False)):
+        suffix = processor.suffix_of(head)
+        expected = ("", *processor.suffixes) if may_be_known else ("",)
+        assert suffix in expected, f"suffix_of({head[:20]!r}) gave {suffix!r}; expected one of {expected}"
+    suffix = processor.suffix_of(data[:HEAD_BYTES])
+    if suffix:
+        recognized = _sample(processor, processor.decode(data, suffix))
+        assert_same_sample(recognized, sample, f"{suffix}, known by the first bytes, gives another sample of {file}")
+
+
+def _check_objects(processor: Any, file: Path, sample: dict[str, Tensor]) -> None:
+    """What `decode` gave is taken and gives the same sample; paths and bytes are no objects; others are refused."""
+    assert isinstance(processor.objects, str), f"objects is {processor.objects!r}; expected what is taken, as a text"
+    assert processor.objects, "objects is empty; expected what is taken, as a text"
+    raw = processor.decode(file)
+    assert processor.takes(raw) is True, (
+        f"takes gave {processor.takes(raw)!r} for what decode gave, {type(raw).__name__}; expected True"
+    )
+    again = _sample(processor, processor.decode(raw))
+    assert_same_sample(again, sample, "decode must take what it gave and give the same sample")
+    for value in (file, str(file), file.read_bytes(), None, object()):
+        taken = processor.takes(value)
+        assert taken is False, f"takes gave {taken!r} for {type(value).__name__}; expected False"
+    _check_refusal(processor, "an object of another kind", object(), "", may_be_read=False)
+
+
 def _check_thumbnail(picture: Any) -> None:
     kind = type(picture)
     assert isinstance(picture, Image.Image), (
@@ -103,7 +145,7 @@ def _check_thumbnail(picture: Any) -> None:
 def _check_broken_files(processor: Processor, file: Path) -> None:
     """A file that is missing, empty, cut or of another kind is refused; a cut one may also give a sample."""
     whole = file.read_bytes()
-    contents = {"an empty file": b"", "a file of another kind": b"this is no such file"}
+    contents = {"an empty file": b"", "a file of another kind": _NO_FILE}
     cuts = {f"the first {size} bytes of a file": whole[:size] for size in (16, 64, len(whole) // 2)}
     with TemporaryDirectory() as folder:
         missing = Path(folder) / f"missing{file.suffix}"
@@ -118,7 +160,7 @@ def _check_broken_files(processor: Processor, file: Path) -> None:
             _check_refusal(processor, f"{what}, as a path,", path, "", may_be_read)
 
 
-def _check_refusal(processor: Processor, what: str, file: Path | bytes, suffix: str, may_be_read: bool) -> None:
+def _check_refusal(processor: Processor, what: str, file: Any, suffix: str, may_be_read: bool) -> None:
     fix = "Read inside `with multicoca.reading.refuse_broken():`, in preprocess too if it reads"
     try:
         sample = _sample(processor, processor.decode(file, suffix))

@@ -166,7 +166,15 @@ def test_your_own_folder_with_broken_files(place):
     rows += [{"file_name": "missing.jpg", "text": "a"}, {"file_name": rows[1]["file_name"], "text": "twice"}]
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     tiny = [argument for argument in TINY if "source" not in argument]
-    common = ["train", "data=folder", f"data.root={data}", "model=tiny", "modality=[image,points]", "train.steps=8", *tiny]
+    common = [
+        "train",
+        "data=folder",
+        f"data.root={data}",
+        "model=tiny",
+        "modality=[image,points]",
+        "train.steps=8",
+        *tiny,
+    ]
     multicoca(place, *common, "name=own", "data.max_broken_share=0.2", "data.source.test_share=0.2")
     ledger = [json.loads(line) for line in (folder / "runs" / "own" / "ledger.jsonl").read_text().splitlines()]
     # the second line of a file is another caption of it

@@ -69,7 +69,9 @@ def test_a_modality_with_labels_alone_is_refused_with_the_reason(tmp_path):
     folder = pictures(tmp_path / "labels", 8)
     rows = [json.dumps({"image": f"{number:03d}.jpg", "label": "cube", "split": "train"}) for number in range(8)]
     (folder / "metadata.jsonl").write_text("\n".join(rows))
-    output = multicoca(tmp_path, "train", "data=folder", "model=tiny", f"data.root={folder}", "modality=[image]", status=2)
+    output = multicoca(
+        tmp_path, "train", "data=folder", "model=tiny", f"data.root={folder}", "modality=[image]", status=2
+    )
     assert "the 8 image items of the split train have labels but no captions; no objective of this version" in output
 
 

@@ -14,7 +14,7 @@ from multicoca.train.optim import Average, OptimConfig, build_optimizers
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 
 BEGIN, END = 1, 2
-DECODING = {"greedy": DecodingConfig(), "beam": DecodingConfig("beam", captions=2, beams=3)}
+DECODING = {"greedy": DecodingConfig(), "beam": DecodingConfig("beam", captions=2, num_beams=3)}
 
 
 def outspoken() -> CoCa:

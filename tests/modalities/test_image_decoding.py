@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from multicoca_image import ImageProcessor
 from multicoca_image.decoding import decode_image
 from PIL import Image, PngImagePlugin
@@ -334,3 +335,103 @@ def test_the_transparent_grey_of_a_16_bit_png_is_white():
     )
     picture = np.asarray(decode_image(data, MAX_PIXELS))[..., 0]
     np.testing.assert_array_equal(picture, [[255, round(40000 / 257)], [round(1001 / 257), 255]])
+
+
+# pictures in memory
+
+
+def _with_transparency() -> Image.Image:
+    image = picture().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def _with_one_clear_color() -> Image.Image:
+    image = picture().convert("P", palette=Image.Palette.ADAPTIVE)
+    image.info["transparency"] = image.getpixel((0, 0))
+    return image
+
+
+_DEEP = Image.fromarray(np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.uint16))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        picture(), picture().convert("L"), picture().convert("1"), picture().convert("LA"), picture().convert("P"),
+        _with_transparency(), _with_one_clear_color(), _DEEP,
+    ],
+    ids=lambda image: f"{image.mode}{'+' if 'transparency' in image.info else ''}",
+)  # fmt: skip
+def test_a_picture_in_memory_is_the_picture_of_its_file(image):
+    data = encode(image, "PNG", **({"transparency": image.info["transparency"]} if image.info else {}))
+    expected = np.asarray(PROCESSOR.decode(data))
+    before = image.copy()
+    for value in (image, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(np.asarray(PROCESSOR.decode(value)), expected)
+    assert image == before
+    if image.mode in ("RGB", "RGBA", "L", "I;16"):
+        array = np.asarray(image)
+        np.testing.assert_array_equal(np.asarray(PROCESSOR.decode(array)), expected)
+        first = array.transpose(2, 0, 1) if array.ndim == 3 else array[None]
+        for tensor in (torch.from_numpy(first.copy()), torch.from_numpy(np.ascontiguousarray(array))):
+            np.testing.assert_array_equal(np.asarray(PROCESSOR.decode(tensor)), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_in_memory_is_turned_as_its_file_is(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(picture(), "PNG", exif=exif)
+    expected = np.asarray(PROCESSOR.decode(data))
+    np.testing.assert_array_equal(np.asarray(PROCESSOR.decode(Image.open(io.BytesIO(data)))), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_floats_are_shares_of_white(dtype):
+    array = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    values = (torch.from_numpy(array) / 255).to(dtype).requires_grad_()
+    np.testing.assert_array_equal(np.asarray(PROCESSOR.decode(values)), array)
+    assert np.abs(np.asarray(PROCESSOR.decode(values.bfloat16()), int) - array).max() <= 1
+
+
+def test_deep_colours_are_scaled_and_not_cut():
+    array = np.full((20, 20, 3), (65535, 257, 0), np.uint16)
+    assert PROCESSOR.decode(array).getpixel((0, 0)) == (255, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((20, 20, 2), np.uint8), r"got uint8 of shape \[20, 20, 2\]; expected a PIL picture"),
+        (np.zeros((0, 20, 3), np.uint8), r"shape \[0, 20, 3\]; expected"),
+        (np.zeros((4, 20, 4), np.uint8), "its first or its last dimension"),
+        (np.zeros((20, 20), bool), "got bool .*; expected uint8, uint16 or floats"),
+        (np.full((20, 20), np.inf), "values from inf to inf; expected floats in"),
+        (torch.full((20, 20), 1.001), "values from 1.001 to 1.001; expected floats in"),
+        (Image.new("F", (9, 9)), "its mode is F"),
+        ("text", "got str; expected a PIL picture"),
+        (Image.new("RGB", (100, 100)), "10000 pixels; at most 5000"),
+        (np.zeros((100, 100, 3), np.uint8), "10000 pixels; at most 5000"),
+    ],
+)
+def test_what_is_no_picture_in_memory_is_refused(value, message):
+    with pytest.raises(UnreadableFileError, match=message):
+        ImageProcessor(max_pixels=5000).decode(value)
+
+
+def test_narrow_tables_are_not_taken_for_pictures():
+    taken = [(16, 16), (480, 640), (3, 9, 9), (9, 9, 1), (9, 9, 4)]
+    others = [(500, 3), (500, 6), (6, 500), (9,), (9, 9, 2), (4, 9, 9, 3), ()]
+    assert [PROCESSOR.takes(np.zeros(shape)) for shape in taken + others] == [True] * 5 + [False] * 7
+    assert PROCESSOR.takes(torch.zeros(3, 9, 9))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_the_first_bytes_show_the_format(kind):
+    assert PROCESSOR.suffix_of(encode(picture(), kind)[:16]) == {"JPEG": ".jpg"}.get(kind, f".{kind.lower()}")
+
+
+@pytest.mark.parametrize("head", [b"", b"BZh9", b"RIFF\0\0\0\0AVI ", b"\0\0\0\x18ftypmp42", b"ply\n"])
+def test_the_first_bytes_of_other_files_show_nothing(head):
+    assert PROCESSOR.suffix_of(head) == ""

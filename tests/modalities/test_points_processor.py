@@ -8,14 +8,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from multicoca_points import PointCloud, PointsAugmentation, PointsProcessor
+from multicoca_points import PointCloud, PointEncoder, PointsAugmentation, PointsProcessor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.data.shapes import draw_scene
 from multicoca.data.shapes.geometry import surface_points
-from multicoca.modality import Processor, SceneRenderer, TensorBoardViewer
+from multicoca.modality import Processor, SceneRenderer, TensorBoardViewer, UnreadableFileError
 
 CORNERS = np.array([[1, 2, 3], [-1, 0, 4], [5, 6, 7]], dtype=np.float32)
 
@@ -251,3 +251,65 @@ def test_tensorboard_gets_the_cloud_with_y_up(tmp_path):
     shown = {tag: make_ndarray(log.Tensors(tag)[0].tensor_proto) for tag in log.Tags()["tensors"]}
     np.testing.assert_array_equal(shown["cloud_VERTEX"][0], CORNERS[:, [0, 2, 1]] * [1, 1, -1])
     np.testing.assert_array_equal(shown["cloud_COLOR"][0], colors * 255)
+
+
+# clouds in memory
+
+
+def test_arrays_are_read_by_the_rules_for_their_files(tmp_path):
+    processor, rng = PointsProcessor(), np.random.default_rng(0)
+    xyz = rng.normal(size=(50, 3)) + [1e6, 0, 0]
+    for number, rgb in enumerate(
+        (rng.integers(0, 256, (50, 3), np.uint8), rng.random((50, 3)), rng.random((50, 3)) * 255)
+    ):
+        path = tmp_path / f"{number}.npz"
+        np.savez(path, points=xyz, colors=rgb)
+        expected = processor.decode(path)
+        tensors = {"points": torch.from_numpy(xyz), "colors": torch.from_numpy(rgb)}
+        for value in ({"points": xyz, "colors": rgb}, tensors, expected):
+            found = processor.decode(value)
+            np.testing.assert_array_equal(found.xyz, expected.xyz)
+            np.testing.assert_array_equal(found.rgb, expected.rgb)
+            assert found.remarks == expected.remarks
+    joined = np.concatenate([xyz, rgb / 255], axis=1)
+    np.save(tmp_path / "joined.npy", joined)
+    np.testing.assert_array_equal(processor.decode(joined).rgb, processor.decode(tmp_path / "joined.npy").rgb)
+    assert processor.decode(xyz.astype(np.float32)).xyz.dtype == np.float64
+
+
+def test_points_that_are_not_finite_are_dropped_in_memory_too():
+    xyz = np.random.default_rng(0).normal(size=(50, 3))
+    xyz[7] = np.nan
+    found = PointsProcessor().decode(xyz)
+    assert len(found.xyz) == 49
+    assert "1 of 50 points are not finite" in found.remarks[0]
+    with pytest.raises(UnreadableFileError, match="share of 0.01"):
+        PointsProcessor(max_dropped_share=0.01).decode(xyz)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((9, 4)), r"its shape is \[9, 4\]; it must be \[points, 3\]"),
+        (np.zeros(9), "its shape is"),
+        (np.zeros((0, 3)), "it holds no points"),
+        (np.zeros((9, 3), bool), "its type is bool; it must be numbers"),
+        (np.full((9, 6), 1e5), "its colours go from"),
+        ({"points": np.zeros((9, 3)), "xyz": np.zeros((9, 3))}, "keys 'points', 'xyz'; expected"),
+        ({"colors": np.zeros((9, 3))}, "keys 'colors'; expected"),
+        ({"points": [[0, 0, 0]]}, "got list; expected"),
+        ("text", "got str; expected an array"),
+    ],
+)
+def test_what_is_no_cloud_in_memory_is_refused(value, message):
+    with pytest.raises(UnreadableFileError, match=message):
+        PointsProcessor().decode(value)
+
+
+def test_an_encoder_in_bf16_reads_coordinates_in_full_precision():
+    encoder = PointEncoder(width=32, depth=1, num_heads=2, num_groups=8, group_size=4, group_widths=(8, 8, 8, 8)).eval()
+    clouds = {"xyz": torch.randn(2, 64, 3) * 0.01 + 8, "rgb": torch.rand(2, 64, 3)}
+    expected = encoder(clouds).values
+    found = encoder.bfloat16()({"xyz": clouds["xyz"], "rgb": clouds["rgb"].bfloat16()}).values
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() < 0.02 * expected.norm()

@@ -13,7 +13,7 @@ trimesh = pytest.importorskip("trimesh")
 
 import multicoca_points.open3d_loader as loader  # noqa: E402
 from multicoca_points.ply import write_ply  # noqa: E402
-from multicoca_points.reader import SUFFIXES, read_points  # noqa: E402
+from multicoca_points.reader import SUFFIXES, read_points, suffix_of  # noqa: E402
 from patience import DEADLINE_S
 from PIL import Image  # noqa: E402
 
@@ -317,3 +317,46 @@ def test_a_missing_open3d_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "open3d", None)
     with pytest.raises(ImportError, match=r"pip install 'multicoca\[points\]'"):
         loader.load_open3d.__wrapped__()
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".glb", ".off", ".npy", ".npz", ".stl"])
+def test_the_first_bytes_show_the_format(suffix, points, tmp_path):
+    xyz, rgb = points
+    path = tmp_path / f"file{suffix}"
+    if suffix == ".ply":
+        path.write_bytes(write_ply(xyz, rgb))
+    elif suffix == ".npy":
+        np.save(path, xyz)
+    elif suffix == ".npz":
+        np.savez(path, xyz=xyz)
+    else:
+        kind = {"file_type": "stl_ascii"} if suffix == ".stl" else {}
+        trimesh.creation.box().export(path, **kind)
+    data = path.read_bytes()
+    assert suffix_of(data[:1024]) == suffix
+    np.testing.assert_array_equal(read_points(data, suffix_of(data[:1024])).xyz, read_points(path).xyz)
+
+
+@pytest.mark.parametrize(
+    "head", [b"# .PCD v.7 - Point Cloud Data", b"VERSION .7\nFIELDS x y z\n", b"# no\nVERSION 0.7\nFIELDS x"]
+)
+def test_the_header_of_a_pcd_file_is_known(head):
+    assert suffix_of(head) == ".pcd"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"1 2 3\n4 5 6\n",
+        b"v 0 0 0\n",
+        b"plywood",
+        b"OFFER",
+        b"solid ground",
+        b"VERSION 2\nnothing",
+        b"\n\n",
+        b"#\n",
+    ],
+)
+def test_the_first_bytes_of_other_files_show_nothing(head):
+    assert suffix_of(head) == ""

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from multicoca_video import ClipSampler, VideoProcessor, open_video
+from multicoca_video import ClipSampler, UniformSampler, VideoProcessor, open_video
 from multicoca_video.processor import random_crop
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -194,3 +194,67 @@ def test_tensorboard_gets_the_clip_as_an_animation(tmp_path):
         shown = np.asarray(animation.convert("RGB"), float)
         errors = [np.abs(front_view(MOVING, moment) - shown).mean() for moment in (time, 1 - time)]
         assert errors[0] < errors[1] / 2
+
+
+# clips in memory
+
+
+def test_frames_in_memory_are_read_as_their_file_is():
+    pictures = [np.random.default_rng(n).integers(0, 256, (40, 56, 3), np.uint8) for n in range(10)]
+    data = video_of(pictures, [100 * n for n in range(10)])
+    clip = np.stack(pictures)
+    for sampler in (UniformSampler(), ClipSampler(0.4)):
+        processor = VideoProcessor(num_frames=4, size_px=24, sampler=sampler)
+        expected = processor.preprocess(processor.decode(data), False, keyed())["frames"]
+        for value in (clip, clip / 255, torch.from_numpy(clip), torch.from_numpy(clip).permute(0, 3, 1, 2)):
+            found = processor.decode({"frames": value, "fps": 10})
+            torch.testing.assert_close(processor.preprocess(found, False, keyed())["frames"], expected, rtol=0, atol=0)
+        assert processor.thumbnail(found) == processor.thumbnail(processor.decode(data))
+    processor = VideoProcessor(num_frames=4, size_px=24)
+    frames = processor.preprocess(processor.decode(clip), False, keyed())["frames"]  # the rate does not matter
+    expected = processor.preprocess(processor.decode(data), False, keyed())["frames"]
+    torch.testing.assert_close(frames, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((4, 20, 20, 4), np.uint8), r"got uint8 of shape \[4, 20, 20, 4\]; expected an array"),
+        (np.zeros((0, 20, 20, 3), np.uint8), "shape .0, 20, 20, 3.; expected"),
+        (np.zeros((4, 20, 20, 3), np.int32), "got int32 .*; expected uint8 or floats"),
+        (np.full((4, 20, 20, 3), np.nan), "expected floats in .0, 1."),
+        (np.zeros((4, 90, 90, 3), np.uint8), "at most 5000 pixels"),
+        ({"frames": np.zeros((4, 20, 20, 3)), "fps": "10"}, "fps is '10'; expected"),
+        ({"frames": np.zeros((4, 20, 20, 3)), "rate": 10}, "keys 'frames', 'rate'; expected"),
+        ([Image.new("RGB", (20, 20))] * 3, "got list; expected"),
+    ],
+)
+def test_what_is_no_clip_in_memory_is_refused(value, message):
+    with pytest.raises(UnreadableFileError, match=message):
+        VideoProcessor(max_pixels=5000).decode(value)
+
+
+def test_only_arrays_of_frames_are_taken():
+    takes = VideoProcessor().takes
+    shapes = [(4, 20, 20, 3), (4, 3, 20, 20), (20, 20, 3), (4, 20, 20, 1)]
+    assert [takes(np.zeros(shape)) for shape in shapes] == [True, False, False, False]
+    assert takes({"frames": None})
+    assert not takes([Image.new("RGB", (20, 20))] * 3)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"", b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypavif", b"\0\0\0\x18ftypM4A ", b"RIFF\0\0\0\0WAVE", b"\x89PNG\r\n",
+        b"G" * 100, b"G" + b"\0" * 1000,
+    ],
+)  # fmt: skip
+def test_the_first_bytes_of_other_files_show_nothing(head):
+    assert VideoProcessor().suffix_of(head) == ""
+
+
+@pytest.mark.parametrize(
+    ("head", "suffix"), [(b"\0\0\0\x14ftypqt  ", ".mov"), (b"\0\0\0\x08wide", ".mov"), (b"OggS", ".ogv")]
+)
+def test_the_first_bytes_show_the_format(head, suffix):
+    assert VideoProcessor().suffix_of(head) == suffix

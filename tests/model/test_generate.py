@@ -12,7 +12,7 @@ from multicoca.tokens import Tokens
 BEGIN, END = 1, 2
 STRATEGIES = [
     DecodingConfig(),
-    DecodingConfig("beam", captions=3, beams=4),
+    DecodingConfig("beam", captions=3, num_beams=4),
     DecodingConfig("sample", captions=3, seed=5),
     DecodingConfig("sample", captions=2, top_k=5, top_p=0.8, temperature=0.7),
 ]
@@ -112,7 +112,7 @@ def test_a_beam_wide_enough_finds_the_best_of_all_texts(outspoken, context, leng
     words, longest = (3, 4, 5, 6), 3
     banned = tuple(set(range(VOCAB)) - {*words, END, BEGIN})
     config = DecodingConfig(
-        "beam", captions=5, beams=len(words) ** longest, length_penalty=length_penalty, max_length=longest + 2
+        "beam", captions=5, num_beams=len(words) ** longest, length_penalty=length_penalty, max_length=longest + 2
     )
     found = generate(outspoken, "a", context, BEGIN, END, config, banned)
     for item in range(6):
@@ -130,7 +130,7 @@ def test_a_beam_wide_enough_finds_the_best_of_all_texts(outspoken, context, leng
 
 def test_one_beam_is_at_least_as_good_as_greedy(outspoken, context):
     greedy = generate(outspoken, "a", context, BEGIN, END)
-    beam = generate(outspoken, "a", context, BEGIN, END, DecodingConfig("beam", beams=1))
+    beam = generate(outspoken, "a", context, BEGIN, END, DecodingConfig("beam", num_beams=1))
     assert (beam.scores >= greedy.scores - 1e-6).all()
 
 

@@ -123,7 +123,7 @@ def test_shared_pooler_and_open_clips_blocks_score_as_they_write():
     ).eval()  # fmt: skip
     with torch.no_grad():
         context = model.encode("a", {"x": torch.randn(3, 7, 6)})[0]
-        written = generate(model, "a", context, 1, 2, DecodingConfig("beam", beams=3, captions=1, max_length=9))
+        written = generate(model, "a", context, 1, 2, DecodingConfig("beam", num_beams=3, captions=1, max_length=9))
         for item in range(3):
             text, log_probs = written.ids[item, 0], written.log_probs[item, 0]
             ended = (text == 2).nonzero()
