@@ -42,8 +42,8 @@ def own(tmp_path_factory) -> Path:
 
 def test_a_run_says_what_it_leaves_aside_and_evaluates_each_figure_on_what_has_it(own):
     output = multicoca(
-        own.parent, "train", "data=folder", "model=tiny", f"data.root={own}", "modality=[image]", "name=own", "train.steps=2",
-        "data.batch_size=8", "train.precision=fp32", "train.cpu_processes=1", "train.evaluate_every=1",
+        own.parent, "train", "data=folder", f"data.root={own}", "modality=[image]", "name=own", "train.steps=2",
+        "model=tiny", "data.batch_size=8", "train.precision=fp32", "train.cpu_processes=1", "train.evaluate_every=1",
         "evaluation.gallery=8", "evaluation.draws=2",
     )  # fmt: skip
     assert "training items: 10 image; validation items: 7 image" in output
