@@ -9,8 +9,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from multicoca.build import build_processors
 from multicoca.cli.compose import compose_config
 from multicoca.cli.train import list_items
@@ -23,6 +21,7 @@ from multicoca.data.verify import verify
 from multicoca.distributed.launch import available_cores
 from multicoca.files import write_text
 from multicoca.isolated import set_decode_timeout
+from multicoca.terminal import progress
 from multicoca.text.tokenizer import TextTokenizer
 
 _ANY_LENGTH = 1 << 20  # tokens; longer than any caption
@@ -74,7 +73,7 @@ def _shard(options: argparse.Namespace) -> int:
         own = listing.of(split)
         items = chain.from_iterable(own.values())
         problems = write_shards(items, options.out, split, round(options.size_mb * 1e6))
-        for problem in tqdm(problems, total=sum(map(len, own.values())), desc=f"writing {split}", unit="item"):
+        for problem in progress(problems, total=sum(map(len, own.values())), desc=f"writing {split}"):
             ledger.add([problem] if problem is not None else [])
             written += problem is None
     print(f"{written} items in {len(list(options.out.glob('*.tar')))} shards: {options.out}")
