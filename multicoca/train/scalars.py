@@ -1,6 +1,6 @@
 """A run's scalars, twice: TensorBoard's event files, and `scalars.jsonl` with a line for each write.
 
-A run that resumes writes the steps after its checkpoint again. Whatever was written of them before is removed or hidden,
+A run that resumes writes the steps after its checkpoint again. What was written of them before is removed or hidden,
 so that both are those of a run that was never stopped. TensorBoard reads event files in the order of their names, which
 begin with the time; the first event of each file hides later steps of the files before it. With a clock that was set
 back the new file would come first and an older one would hide its curves, so older ones are renamed.
