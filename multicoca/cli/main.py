@@ -11,6 +11,7 @@ import errno
 import importlib
 import io
 import os
+import select
 import sys
 from importlib.metadata import version
 
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (ValueError, ImportError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and _output_is_closed():
+        if isinstance(error, BrokenPipeError) and sys.platform != "win32" and _output_is_closed():
             return 128 + 13  # as a process that SIGPIPE ends
         print(f"multicoca {command}: {describe(error)}", file=sys.stderr)
         return 2
@@ -97,11 +98,15 @@ def _is_our_own(error: BaseException) -> bool:
 def _output_is_closed() -> bool:
     """Whether nobody reads standard output any more, as after `| head`; what is left is then thrown away."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except io.UnsupportedOperation:
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    is_closed = any(events & select.POLLERR for _, events in poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return is_closed
 
 
 if __name__ == "__main__":
