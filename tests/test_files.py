@@ -5,7 +5,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,14 +89,14 @@ def test_what_another_process_is_writing_stays(tmp_path):
     # as on another machine or in another container, where its number says nothing here
     arguments = [sys.executable, "-c", script, str(tmp_path / "a.txt"), str(GONE)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"ready\n"
-        aside = tmp_path / f".a.txt.{GONE}.part"
-        assert aside.exists()
-        remove_left_over(tmp_path, ".*")
-        assert aside.exists()
-        process.kill()
-        process.wait()
-        time.sleep(0.1)
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            aside = tmp_path / f".a.txt.{GONE}.part"
+            assert aside.exists()
+            remove_left_over(tmp_path, ".*")
+            assert aside.exists()
+        finally:
+            process.kill()
     remove_left_over(tmp_path, ".*")
     assert not aside.exists()
 

@@ -153,21 +153,35 @@ def test_rows_that_do_not_belong_to_their_lines_are_embedded_again(place, tmp_pa
     assert same(content(tmp_path / "idx"), whole)
 
 
+class Killed(BaseException):
+    pass
+
+
 @pytest.mark.parametrize("moved", range(4))
-def test_a_kill_while_the_new_index_takes_its_place_is_made_good(place, tmp_path, embedded, monkeypatch, moved):
+def test_a_kill_while_the_new_index_takes_its_place_is_made_good(place, tmp_path, embedded, monkeypatch, capsys, moved):
     out = tmp_path / "idx"
-    run(place, out)
-    whole = content(out)
-    part = out / PART
-    part.mkdir()
-    for name in (ROWS, FILES, SKIPPED, ABOUT)[moved:]:
-        shutil.copy(out / name, part / name)
-    (out / ABOUT).unlink()
-    assert main(["search", str(out), "a cube"]) == 2
+    run(place, out, files=place / "files" / "sub")
+    replace, places = Path.replace, []
+
+    def replace_some(path, target):
+        if target.parent == out:
+            places.append(target)
+            if len(places) > moved:
+                raise Killed
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_some)
+    with pytest.raises(Killed):
+        run(place, out)
+    monkeypatch.setattr(Path, "replace", replace)
+    capsys.readouterr()
+    assert main(["search", str(out), "a cube"]) == 2  # never new rows with old names
+    assert f"the index {out} is not finished; run the same multicoca index command again" in capsys.readouterr().err
     embedded.clear()
     assert run(place, out) == 0
     assert set(embedded) <= {"broken.jpg"}
-    assert same(content(out), whole)
+    run(place, tmp_path / "whole")
+    assert same(content(out), content(tmp_path / "whole"))
 
 
 def test_a_killed_process_is_gone_on_from(place, tmp_path, embedded):
