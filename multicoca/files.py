@@ -63,6 +63,16 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Names a file in errors that name none, such as a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
 def remove_left_over(folder: Path, name: str) -> None:
     """Removes what killed processes left of files that they wrote aside.
 

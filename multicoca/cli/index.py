@@ -36,7 +36,7 @@ from multicoca.cli.index_files import (
     whole_rows,
 )
 from multicoca.data.sample import Problem
-from multicoca.files import write_text
+from multicoca.files import naming, write_text
 from multicoca.modality import UnreadableFileError
 from multicoca.terminal import printable, progress
 
@@ -250,14 +250,14 @@ def _begin(
         file = line.get("file")
         return isinstance(file, str) and files.get(file) == (line.get("size"), line.get("mtime_ns"))
 
-    with _naming(part), _open(part, ROWS + NEW, "wb") as rows, _open(part, FILES + NEW, "wb") as lines:
+    with naming(part), _open(part, ROWS + NEW, "wb") as rows, _open(part, FILES + NEW, "wb") as lines:
         for source in sources:
             for line, row in whole_rows(source, width):
                 if is_unchanged(line) and line["file"] not in reused:
                     reused.add(line["file"])
                     rows.write(row)
                     lines.write(_line(line))
-    with _naming(part), _open(part, SKIPPED + NEW, "wb") as lines:
+    with naming(part), _open(part, SKIPPED + NEW, "wb") as lines:
         lines.writelines(map(_line, problems))
         for line in whole_lines(part / SKIPPED) if part in sources else ():
             if is_unchanged(line) and line["file"] not in skipped:
@@ -272,7 +272,7 @@ def _append(model: MultiCoCa, part: Path, files: Mapping[str, Stamp], left: list
     """Embeds files; returns how many could be."""
     count = 0
     with (
-        _naming(part),
+        naming(part),
         _open(part, ROWS, "ab") as rows,
         _open(part, FILES, "ab") as lines,
         _open(part, SKIPPED, "ab") as skipped,
@@ -336,13 +336,3 @@ def _line(about: Mapping[str, Any]) -> bytes:
 
 def _open(part: Path, name: str, mode: str) -> Any:
     return (part / name).open(mode)
-
-
-@contextmanager
-def _naming(part: Path) -> Iterator[None]:
-    """Names the folder in an error of writing, which itself names no file."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(part)
-        raise

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from multicoca.files import write_text
+from multicoca.files import naming, write_text
 
 SCALARS, EVENTS = "scalars.jsonl", "tensorboard"
 _EVENT_FILE = re.compile(r"(events\.out\.tfevents\.)(\d+)(\..+)")
@@ -56,8 +56,9 @@ class ScalarWriter(SummaryWriter):
         """Writes the line that is pending."""
         if self._values:
             line = {"step": self._step, "time": round(time.time(), 3), **self._values}
-            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-            self._lines.flush()  # a kill loses none that is written
+            with naming(Path(self._lines.name)):
+                self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+                self._lines.flush()  # a kill loses none that is written
         self._step, self._values = None, {}
 
     def flush(self) -> None:

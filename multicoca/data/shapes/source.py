@@ -70,6 +70,7 @@ class ShapesWorld:
                 listing.splits.setdefault(split, {}).update(own.of(split))
                 listing.listed.setdefault(split, {}).update(own.listed.get(split, {}))
                 listing.problems.extend(own.problems)
+                listing.roots.extend(own.roots)
         return listing
 
     def _prepare(self, modality: str, processor: SceneRenderer, split: str, count: int, seed: int) -> Path:
