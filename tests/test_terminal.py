@@ -4,12 +4,14 @@ import errno
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
 from multicoca import terminal
 from multicoca.cli import main as module
 from multicoca.cli.main import describe, main
+from multicoca.cli.runs import opened_run
 from multicoca.config import Config
 from multicoca.terminal import printable, progress
 
@@ -96,10 +98,6 @@ def test_errors_of_others_are_joined_and_names_in_our_own_are_escaped(monkeypatc
 
 
 def test_our_own_lists_of_differences_keep_their_lines(monkeypatch, capsys, tmp_path):
-    from dataclasses import replace
-
-    from multicoca.cli.runs import opened_run
-
     def opened(rest, seed=1):
         with opened_run(tmp_path / "run", replace(Config(output=str(tmp_path)), seed=seed)):
             return 0

@@ -10,7 +10,6 @@ from test_metrics import batch, scalars
 from test_training import go, run_parts  # noqa: F401, a fixture
 
 from multicoca import terminal
-from multicoca.train import scalars as module
 from multicoca.train.metrics import TrainingLog
 from multicoca.train.scalars import ScalarWriter, keep_order
 
@@ -138,4 +137,3 @@ def test_between_two_lines_of_a_log_file_passes_the_interval(tmp_path, capsys):
         log.count([batch("a", [3])])
     log.close()
     assert len(capsys.readouterr().err.splitlines()) == 2  # the beginning and the end
-    assert module.SCALARS == "scalars.jsonl"
