@@ -14,7 +14,7 @@ MODALITIES = sorted((ROOT / "modalities").rglob("*.py"))
 MODALITY_WORDS = {"image", "images", "video", "videos", "points", "audio", "pixel", "pixels", "frame", "frames"}
 # who may import whom: a package may import those at its own level or below
 LEVELS = [
-    {"reading", "isolated"},
+    {"reading", "isolated", "terminal"},
     {"tokens", "modality", "files"},
     {"nn", "text", "build"},
     {"distributed"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from multicoca.api import load
 from multicoca.modality import UnreadableFileError
 from multicoca.model.generate import STRATEGIES, DecodingConfig
+from multicoca.terminal import printable
 
 _SAYS = {
     "strategy": f"one of {', '.join(STRATEGIES)}",
@@ -45,10 +46,10 @@ def run_caption(arguments: list[str]) -> int:
             (found,) = model.describe([file], decoding=decoding)
         except UnreadableFileError as error:
             failures += 1
-            print(f"multicoca caption: {error}", file=sys.stderr)
+            print(f"multicoca caption: {printable(error)}", file=sys.stderr)
             continue
         for caption in found.captions:
             score = caption.score if caption.similarity is None else caption.similarity
-            alone = len(found.captions) == 1
-            print(f"{file}\t{caption.text}" if alone else f"{file}\t{score:.3f}\t{caption.text}")
+            scored = () if len(found.captions) == 1 else (f"{score:.3f}",)
+            print("\t".join((printable(file), *scored, printable(caption.text))))
     return 1 if failures else 0

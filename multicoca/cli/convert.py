@@ -14,8 +14,9 @@ from multicoca.api import load
 from multicoca.config import Config
 from multicoca.convert.models import convert_open_clip
 from multicoca.convert.open_clip import to_open_clip
-from multicoca.files import written_aside
+from multicoca.files import check_writable, written_aside
 from multicoca.model.weights import read_weights
+from multicoca.runs.model_folder import CONFIG
 from multicoca.runs.save import save
 
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip's files on the hub
@@ -34,6 +35,7 @@ def run_convert(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.out.exists() and not (options.out / "config.yaml").is_file() and any(options.out.iterdir()):
         raise ValueError(f"{options.out} exists and is not a model folder; give another --out")
+    check_writable(options.out / CONFIG)
     file = _find_weights(options.source)
     model = convert_open_clip(
         read_weights(file),
@@ -60,6 +62,7 @@ def run_export(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.out.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         raise ValueError(f"--out is {options.out}; expected a file that ends in .safetensors, .pt, .pth or .bin")
+    check_writable(options.out)
     model = load(options.model, "cpu")
     weights = to_open_clip(model.bundle.network.state_dict(), model.config.model)
     with written_aside(options.out) as aside:

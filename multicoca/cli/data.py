@@ -9,20 +9,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from multicoca.build import build_processors
 from multicoca.cli.compose import compose_reading
 from multicoca.cli.train import list_items
 from multicoca.data.annotations import parse_split
 from multicoca.data.ledger import Ledger
 from multicoca.data.shard_index import index_shards, opened
-from multicoca.data.shard_writer import write_shards
+from multicoca.data.shard_writer import OUTSIDE, write_shards
 from multicoca.data.storage import find_files
 from multicoca.data.verify import verify
 from multicoca.distributed.launch import available_cores
-from multicoca.files import write_text
+from multicoca.files import check_writable, write_text
 from multicoca.isolated import set_decode_timeout
+from multicoca.terminal import printable, progress
 from multicoca.text.tokenizer import TextTokenizer
 
 _ANY_LENGTH = 1 << 20  # tokens; longer than any caption
@@ -38,6 +37,9 @@ def run_data(arguments: list[str]) -> int:
     shard.add_argument("out", type=Path, help="folder for the shards")
     shard.add_argument("--size-mb", type=float, default=1000.0, help="size of a shard at which it is closed")
     shard.add_argument("--split", help="write this split alone")
+    shard.add_argument(
+        "--outside", action="store_true", help="copy files outside of data.root, too, by .., absolute paths or links"
+    )
     shard.set_defaults(run=_shard)
     check = commands.add_parser(
         "verify", help="read and decode all once; status 1 if anything is broken", epilog=source
@@ -61,29 +63,37 @@ def _shard(options: argparse.Namespace) -> int:
         raise ValueError(f"--size-mb is {options.size_mb}; expected a number above 0")
     if any(options.out.glob("*.tar")):
         raise ValueError(f"{options.out} holds shards already; choose another folder or remove them")
+    check_writable(options.out / "ledger.jsonl")
     config = compose_reading(options.overrides)
     listing = list_items(config, build_processors(config.modalities))
     options.split = parse_split(options.split) or None
     splits = [options.split] if options.split else list(listing.splits)
     if options.split and not listing.of(options.split):
         raise ValueError(f"there is no split '{options.split}'; the splits are {', '.join(listing.splits)}")
-    ledger, written = Ledger(options.out / "ledger.jsonl"), 0
+    ledger, written, outside = Ledger(options.out / "ledger.jsonl"), 0, 0
+    roots = () if options.outside else listing.roots
     # a shard that cannot be read belongs to no split
     ledger.add(problem for problem in listing.problems if options.split in (None, problem.split) or not problem.split)
     for split in splits:
         own = listing.of(split)
         items = chain.from_iterable(own.values())
-        problems = write_shards(items, options.out, split, round(options.size_mb * 1e6))
-        for problem in tqdm(problems, total=sum(map(len, own.values())), desc=f"writing {split}", unit="item"):
+        problems = write_shards(items, options.out, split, round(options.size_mb * 1e6), roots)
+        for problem in progress(problems, total=sum(map(len, own.values())), desc=f"writing {split}"):
             ledger.add([problem] if problem is not None else [])
             written += problem is None
-    print(f"{written} items in {len(list(options.out.glob('*.tar')))} shards: {options.out}")
+            outside += problem is not None and OUTSIDE in problem.reason
+    print(f"{written} items in {len(list(options.out.glob('*.tar')))} shards: {printable(options.out)}")
     if len(ledger):
-        print(f"{len(ledger)} items cannot be used and were left out; {ledger.file} names each with its reason")
+        file = printable(ledger.file)
+        print(f"{len(ledger)} items cannot be used and were left out; {file} names each with its reason")
+    if outside:
+        print(f"{outside} of them lie outside of data.root (by .., an absolute path or a link); --outside copies them")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        check_writable(options.out)
     config = compose_reading(options.overrides)
     set_decode_timeout(config.data.decode_timeout_s)
     processors = build_processors(config.modalities)
@@ -95,10 +105,10 @@ def _verify(options: argparse.Namespace) -> int:
     results = verify(listing, processors, options.workers, count)
     for split, by_modality in results.items():
         for modality, found in by_modality.items():
-            print("\n".join(_lines(split, modality, found)))
+            print("\n".join(map(printable, _lines(split, modality, found))))
     if options.out is not None:
         write_text(options.out, json.dumps(results, indent=1))
-        print(f"all of it: {options.out}")
+        print(f"all of it: {printable(options.out)}")
     return int(any(found["broken"] for by_modality in results.values() for found in by_modality.values()))
 
 
@@ -133,8 +143,8 @@ def _index(options: argparse.Namespace) -> int:
         samples += len(index.arrays["hash"])
         places.add(str(file.parent))
         for problem in index.about["problems"]:
-            print(f"{shard}: {problem}", file=sys.stderr)
+            print(printable(f"{shard}: {problem}"), file=sys.stderr)
         for sample, reason in index.about["reasons"].items():
-            print(f"{shard}::{index.record(int(sample))['key']}: {reason}", file=sys.stderr)
-    print(f"{samples:,} samples in {len(shards):,} shards; indexes in {', '.join(sorted(places))}")
+            print(printable(f"{shard}::{index.record(int(sample))['key']}: {reason}"), file=sys.stderr)
+    print(printable(f"{samples:,} samples in {len(shards):,} shards; indexes in {', '.join(sorted(places))}"))
     return 0

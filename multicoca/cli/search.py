@@ -1,85 +1,27 @@
-"""`multicoca index MODEL FOLDER...` and `multicoca search INDEX QUERY`: find files by a sentence or by a file.
+"""`multicoca search INDEX QUERY`: finds the files of an index by a sentence or by a file.
 
-An index is a folder: `embeddings.bin` (fp32 rows of length 1), `files.jsonl` (a line for each row), `skipped.jsonl`
-(files that could not be read, with the reason) and `index.json`. Rows are appended as they come, so that memory
-does not grow with the number of files; it is written aside and renamed.
+The index is the folder that `multicoca index` writes; its form is described there. Nothing in it is believed: a torn or
+changed file is an error that names it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from multicoca.api import MultiCoCa, load
-from multicoca.data.sample import Problem
+from multicoca.api import load
+from multicoca.cli.index_files import ABOUT, FILES, PART, ROWS, damaged, parse_object, read_about, row_bytes
+from multicoca.modality import UnreadableFileError
+from multicoca.terminal import printable
 
 _ROWS_AT_ONCE = 65536  # of the index held in memory during a search
-
-
-def run_index(arguments: list[str]) -> int:
-    """Runs `multicoca index`."""
-    parser = argparse.ArgumentParser(prog="multicoca index", description="Embeds files for search.")
-    parser.add_argument("model", help="a model folder, or owner/name of the hub")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="folders (read recursively) or files")
-    parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="folder of the index")
-    parser.add_argument("--batch-size", type=int, default=16, help="files encoded together (default: 16)")
-    options = parser.parse_args(arguments)
-    missing = [str(path) for path in options.paths if not path.exists()]
-    if missing:
-        raise ValueError(f"there is no {', '.join(missing)}")
-    model = load(options.model)
-    indexed, skipped = write_index(model, options.model, options.paths, options.out, options.batch_size)
-    if not indexed:
-        raise ValueError(f"no file under {', '.join(map(str, options.paths))} could be read ({skipped} skipped)")
-    print(f"{indexed} files are in {options.out}; {skipped} were skipped, see {options.out / 'skipped.jsonl'}")
-    return 0
-
-
-def write_index(model: MultiCoCa, name: str, paths: list[Path], out: Path, batch_size: int) -> tuple[int, int]:
-    """Embeds files into an index, which replaces an earlier one at the end; returns (indexed, skipped)."""
-    if out.exists() and not (out / "index.json").is_file():
-        raise ValueError(f"{out} exists and is not an index; give another --out or delete it")
-    aside = out.with_name(out.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    indexed = skipped = 0
-    with (
-        (aside / "embeddings.bin").open("wb") as rows,
-        (aside / "files.jsonl").open("w", encoding="utf-8") as files,
-        (aside / "skipped.jsonl").open("w", encoding="utf-8") as problems,
-    ):
-        for file, found in tqdm(model.stream(_files(paths), batch_size), desc="indexing", unit="file"):
-            if isinstance(found, Problem):
-                problems.write(json.dumps({"file": str(file.resolve()), "reason": found.reason}) + "\n")
-                skipped += 1
-            else:
-                rows.write(found.float().numpy().tobytes())
-                files.write(json.dumps({"file": str(file.resolve()), "modality": model.modality_of(file)}) + "\n")
-                indexed += 1
-    width = model.bundle.network.config.embedding_width
-    about = {"model": str(Path(name).resolve()) if Path(name).exists() else name, "width": width, "count": indexed}
-    (aside / "index.json").write_text(json.dumps(about), encoding="utf-8")
-    if indexed:
-        shutil.rmtree(out, ignore_errors=True)
-        aside.rename(out)
-    else:
-        shutil.rmtree(aside)
-    return indexed, skipped
-
-
-def _files(paths: list[Path]) -> Iterator[Path]:
-    """Yields the files below the paths in a fixed order, hidden ones left out."""
-    for path in paths:
-        if path.is_file():
-            yield path
-        else:
-            yield from (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith("."))
 
 
 def run_search(arguments: list[str]) -> int:
@@ -87,31 +29,168 @@ def run_search(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="multicoca search", description="Finds files in an index.")
     parser.add_argument("index", type=Path, metavar="INDEX")
     parser.add_argument("query", help="a sentence, or a file of any modality of the model")
+    parser.add_argument("--text", action="store_true", help="the query is a sentence, even if there is such a file")
+    parser.add_argument("--modality", metavar="NAME", help="list files of this modality alone")
     parser.add_argument("--top", type=int, default=10, help="how many files to list (default: 10)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
     parser.add_argument("--model", help="use this model folder instead of the one that wrote the index")
     options = parser.parse_args(arguments)
-    if not (options.index / "index.json").is_file():
-        raise ValueError(f"{options.index} is not an index; make one with: multicoca index MODEL FOLDER --out INDEX")
-    about = json.loads((options.index / "index.json").read_text(encoding="utf-8"))
-    model = load(options.model or about["model"])
-    is_file = Path(options.query).is_file()
-    query = (model.embed([options.query]) if is_file else model.embed_text([options.query]))[0].numpy()
-    if len(query) != about["width"]:
-        raise ValueError(f"the index has embeddings of width {about['width']}, the model gives {len(query)}")
-    for similarity, line in search_index(options.index, query, about["count"], options.top):
-        print(f"{similarity:.3f}\t{line['modality']}\t{line['file']}")
+    if options.top < 1:
+        raise ValueError(f"--top is {options.top}; expected at least 1")
+    index = read_index(options.index)
+    model = load(options.model or index.model)
+    if not options.text and _is_file(options.query):
+        query = model.embed([options.query])[0].numpy()
+    else:
+        query = model.embed_text([_sentence(options.query)])[0].numpy()
+    if len(query) != index.width:
+        raise ValueError(f"the index has embeddings of width {index.width}, the model gives {len(query)}")
+    for similarity, line in search_index(index, query, options.top, options.modality):
+        if options.json:
+            print(json.dumps({"similarity": similarity, "modality": line["modality"], "file": line["file"]}))
+        else:
+            print(f"{similarity:.3f}\t{printable(line['modality'])}\t{printable(line['file'])}")
     return 0
 
 
-def search_index(index: Path, query: np.ndarray, count: int, top: int) -> list[tuple[float, dict[str, str]]]:
-    """Returns the `top` most similar files as (cosine similarity, line of files.jsonl), best first."""
-    rows = np.memmap(index / "embeddings.bin", dtype=np.float32, mode="r", shape=(count, len(query)))
-    scores = np.concatenate([rows[start : start + _ROWS_AT_ONCE] @ query for start in range(0, count, _ROWS_AT_ONCE)])
-    best = np.argsort(-scores, kind="stable")[: max(0, top)]
-    wanted = {int(row): place for place, row in enumerate(best)}
-    lines: dict[int, dict[str, str]] = {}
-    with (index / "files.jsonl").open(encoding="utf-8") as file:
+def _is_file(query: str) -> bool:
+    try:
+        return Path(query).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null byte
+        return False
+
+
+def _sentence(query: str) -> str:
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the query is not UTF-8: {printable(query)}; there is no such file either") from error
+    return query
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index whose sizes fit together.
+
+    Attributes:
+        folder: where it lies.
+        model: who wrote it, a folder or `owner/name` of the hub.
+        width: of its embeddings.
+        count: of its files.
+    """
+
+    folder: Path
+    model: str
+    width: int
+    count: int
+
+
+def read_index(folder: Path) -> Index:
+    """Reads what an index says about itself and checks it.
+
+    Raises:
+        ValueError: there is no index, or it is damaged; the message names the file.
+    """
+    file = folder / ABOUT
+    if not file.is_file():
+        if (folder / PART).is_dir():
+            raise ValueError(f"the index {folder} is not finished; run the same multicoca index command again")
+        raise ValueError(f"{folder} is not an index; make one with: multicoca index MODEL FOLDER --out INDEX")
+    about = read_about(file, folder)
+    kinds = {"model": str, "width": int, "count": int}
+    for name, kind in kinds.items():
+        value = about.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < (name == "width")):
+            expected = "a string" if kind is str else "a positive number"
+            raise damaged(file, folder, f"its {name} is {value!r:.60}, expected {expected}")
+    index = Index(folder, about["model"], about["width"], about["count"])
+    rows, expected = folder / ROWS, index.count * row_bytes(index.width)
+    size = rows.stat().st_size if rows.is_file() else None
+    if size != expected:
+        told = "is missing" if size is None else f"has {size} bytes"
+        raise damaged(rows, folder, f"it {told}, expected {expected} for {index.count} rows of width {index.width}")
+    if not (folder / FILES).is_file():
+        raise damaged(folder / FILES, folder, "it is missing")
+    return index
+
+
+def search_index(
+    index: Index, query: np.ndarray, top: int, modality: str | None = None
+) -> list[tuple[float, dict[str, Any]]]:
+    """Returns the `top` most similar files as (cosine similarity, line of files.jsonl), best first.
+
+    Equal ones are in the order of the index, and a row with a NaN is never found.
+
+    Raises:
+        ValueError: the index is damaged, or has no file of this modality.
+    """
+    wanted = None if modality is None else _rows_of(index, modality)
+    if not index.count:
+        return []
+    rows = np.memmap(index.folder / ROWS, dtype=np.float32, mode="r", shape=(index.count, index.width))
+    scores, best = np.empty(0, np.float32), np.empty(0, np.int64)
+    for start in range(0, index.count, _ROWS_AT_ONCE):
+        block = rows[start : start + _ROWS_AT_ONCE] @ query
+        usable = np.isfinite(block) if wanted is None else np.isfinite(block) & wanted[start : start + _ROWS_AT_ONCE]
+        places = np.flatnonzero(usable)
+        scores, best = np.concatenate([scores, block[places]]), np.concatenate([best, places + start])
+        kept = best_places(scores, top)
+        scores, best = scores[kept], best[kept]
+    order = np.argsort(-scores, kind="stable")
+    lines = _lines_at(index, best)
+    for row in best.tolist():
+        said = lines[row].get("crc32")
+        if said is not None and zlib.crc32(rows[row].tobytes()) != said:
+            raise damaged(index.folder / ROWS, index.folder, f"its row {row + 1} is not the one that was written")
+    return [(float(scores[place]), lines[int(best[place])]) for place in order]
+
+
+def best_places(scores: np.ndarray, top: int) -> np.ndarray:
+    """Returns the places of the `top` largest scores, in their order; of equal ones the first count."""
+    if len(scores) <= top:
+        return np.arange(len(scores))
+    least = np.partition(scores, len(scores) - top)[len(scores) - top]
+    above = np.flatnonzero(scores > least)
+    return np.sort(np.concatenate([above, np.flatnonzero(scores == least)[: top - len(above)]]))
+
+
+def _rows_of(index: Index, modality: str) -> np.ndarray:
+    """Returns which rows are of a modality."""
+    wanted, seen = np.zeros(index.count, bool), set()
+    for number, line in _numbered_lines(index):
+        found = _parsed(index, number, line)["modality"]
+        seen.add(found)
+        wanted[number] = found == modality
+    if modality not in seen:
+        raise ValueError(f"--modality is '{modality}'; the index has files of {', '.join(sorted(seen)) or 'none'}")
+    return wanted
+
+
+def _lines_at(index: Index, rows: np.ndarray) -> dict[int, dict[str, Any]]:
+    """Returns what is said of rows."""
+    wanted = set(rows.tolist())
+    return {number: _parsed(index, number, line) for number, line in _numbered_lines(index) if number in wanted}
+
+
+def _numbered_lines(index: Index) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines of files.jsonl; raises where they are more or fewer than rows."""
+    number, line = -1, b"\n"
+    with (index.folder / FILES).open("rb") as file:
         for number, line in enumerate(file):
-            if number in wanted:
-                lines[wanted[number]] = json.loads(line)
-    return [(float(scores[row]), lines[place]) for place, row in enumerate(best)]
+            if number >= index.count or not line.endswith(b"\n"):
+                break
+            yield number, line
+    whole = number + line.endswith(b"\n")
+    if whole != index.count or not line.endswith(b"\n"):
+        told = "more" if number >= index.count else f"{whole} whole"
+        raise damaged(index.folder / FILES, index.folder, f"it has {told} lines, expected {index.count}")
+
+
+def _parsed(index: Index, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = parse_object(line)
+    except UnreadableFileError as error:
+        raise damaged(index.folder / FILES, index.folder, f"line {number + 1} cannot be parsed ({error})") from error
+    if not all(isinstance(found.get(name), str) for name in ("file", "modality")):
+        raise damaged(index.folder / FILES, index.folder, f"line {number + 1} names no file and modality")
+    return found

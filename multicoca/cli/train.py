@@ -1,7 +1,7 @@
 """`multicoca train`: data, training, evaluation and report in one command; the same command resumes.
 
-A run's folder holds config.yaml, precision.txt, checkpoints/, tensorboard/, ledger.jsonl, and at the end model/,
-results.json, report.html.
+A run's folder holds config.yaml, precision.txt, checkpoints/, tensorboard/, scalars.jsonl, ledger.jsonl, and at the end
+model/, results.json, report.html.
 """
 
 from __future__ import annotations

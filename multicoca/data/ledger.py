@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from multicoca.data.sample import Problem
-from multicoca.files import write_text
+from multicoca.files import naming, write_text
 
 
 class Ledger:
@@ -49,7 +49,7 @@ class Ledger:
         self.problems.extend(new)
         if new:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as file:
+            with naming(self.file), self.file.open("a", encoding="utf-8") as file:
                 file.write("".join(map(_line, new)))
         return new
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
-from tqdm import tqdm
 
 from multicoca.data.annotations import printable
 from multicoca.data.order import keyed_number
@@ -28,6 +27,7 @@ from multicoca.data.shard_scan import Sample, scan_shard
 from multicoca.data.storage import Member, local_path, stamp
 from multicoca.distributed.launch import available_cores
 from multicoca.files import written_aside
+from multicoca.terminal import progress
 
 _FORMAT = "3"  # raise it when the arrays change, so that old indexes are built anew
 _TYPES = {"U8": np.uint8, "U32": np.uint32, "U64": np.uint64}
@@ -128,7 +128,7 @@ def index_shards(shards: Sequence[str]) -> list[Path]:
         with _executor(missing) as pool:
             files = pool.map(_build, missing)
             opened.cache_clear()
-            built = dict(zip(missing, tqdm(files, total=len(missing), desc="indexing", unit="shard"), strict=True))
+            built = dict(zip(missing, progress(files, total=len(missing), desc="indexing", unit="shard"), strict=True))
     return [file or built[shard] for shard, (file, _) in zip(shards, found, strict=True)]
 
 

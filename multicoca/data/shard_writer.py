@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from multicoca.data.sample import Item, Problem
 from multicoca.data.shard_scan import TEXT_KEYS
-from multicoca.files import written_aside
+from multicoca.files import remove_left_over, written_aside
 from multicoca.modality import UnreadableFileError
 from multicoca.reading import refuse_broken
 
+OUTSIDE = "it lies outside of data.root"
 
-def write_shards(items: Iterable[Item], folder: Path, split: str, shard_bytes: int) -> Iterator[Problem | None]:
+
+def write_shards(
+    items: Iterable[Item], folder: Path, split: str, shard_bytes: int, roots: Sequence[Path] = ()
+) -> Iterator[Problem | None]:
     """Writes SPLIT-NUMBER.tar files of about a size, each whole or not at all.
 
     Args:
@@ -28,10 +33,13 @@ def write_shards(items: Iterable[Item], folder: Path, split: str, shard_bytes: i
         folder: where the shards go.
         split: of the items.
         shard_bytes: a shard is closed with the item that reaches this size.
+        roots: files outside of these folders are not copied; without any, all are.
 
     Yields:
         For each item, the problem with a file that cannot be copied, or None.
     """
+    remove_left_over(folder, rf"{re.escape(split)}-\d{{6}}\.tar")
+    real_roots = [root.resolve() for root in roots]
     found = enumerate(items)
     number, item = next(found, (0, None))
     shard = 0
@@ -40,6 +48,7 @@ def write_shards(items: Iterable[Item], folder: Path, split: str, shard_bytes: i
             while item is not None and tar.offset < shard_bytes:
                 problem = None
                 try:
+                    _check_inside(item, real_roots)
                     content = item.content()
                     media = content if isinstance(content, bytes) else content.read_bytes()
                     described = _described(item, split)
@@ -50,6 +59,14 @@ def write_shards(items: Iterable[Item], folder: Path, split: str, shard_bytes: i
                 yield problem
                 number, item = next(found, (0, None))
         shard += 1
+
+
+def _check_inside(item: Item, roots: Sequence[Path]) -> None:
+    """Raises UnreadableFileError where a file, after all links, lies in none of the folders."""
+    if roots and isinstance(item.file, Path):
+        place = item.file.resolve()
+        if not any(place.is_relative_to(root) for root in roots):
+            raise UnreadableFileError(f"{OUTSIDE}, at {place}; data shard --outside copies such files, too")
 
 
 def _described(item: Item, split: str) -> str:

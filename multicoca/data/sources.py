@@ -39,12 +39,14 @@ class Listing:
         problems: what cannot be used.
         listed: number of items by split and modality, the unusable ones included.
         captioned: the items with captions by split and modality, where there are others.
+        roots: folders of manifests, which name files; a file outside of them may be somebody else's.
     """
 
     splits: dict[str, dict[str, Sequence[Item]]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     listed: dict[str, dict[str, int]] = field(default_factory=dict)
     captioned: dict[str, dict[str, Sequence[Item]]] = field(default_factory=dict)
+    roots: list[Path] = field(default_factory=list)
 
     def of(self, split: str) -> dict[str, Sequence[Item]]:
         """Returns the items of a split by modality; empty when there is no such split."""
@@ -87,7 +89,8 @@ class Folder:
             ValueError: the manifest cannot be used as a whole.
         """
         del seed  # the split depends on keys alone
-        listing, folder, by_suffix = Listing(), self.manifest.parent, modalities_by_suffix(processors)
+        folder, by_suffix = self.manifest.parent, modalities_by_suffix(processors)
+        listing = Listing(roots=[folder])
         listed: Counter[tuple[str, str]] = Counter()
         items: dict[tuple[str, str], list[Item]] = {}
         first_lines: dict[tuple[str, str], int] = {}

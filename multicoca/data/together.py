@@ -88,6 +88,7 @@ class Together:
         for name, source in self.sources.items():
             own = source.list_items(processors, seed)
             listing.problems.extend(replace(problem, key=f"{name}/{problem.key}") for problem in own.problems)
+            listing.roots.extend(own.roots)
             for split, counts in own.listed.items():
                 total = listing.listed.setdefault(split, {})
                 for modality, count in counts.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from multicoca.data.loader import begin_worker
 from multicoca.data.sample import Item, Problem, sample_of
@@ -20,6 +19,7 @@ from multicoca.data.sources import Listing
 from multicoca.isolated import decode_timeout
 from multicoca.modality import Processor, Remarker, UnreadableFileError
 from multicoca.reading import refuse_broken
+from multicoca.terminal import progress
 from multicoca.text.scripts import count_words
 
 _CHUNK = 32  # items that a worker reads at a time
@@ -102,11 +102,19 @@ def verify(
                 chunks = DataLoader(
                     data, batch_size=_CHUNK, num_workers=num_workers, collate_fn=list, worker_init_fn=begin
                 )
-                bar = tqdm(total=len(data), desc=f"reading {split} {modality}", unit="item", leave=False)
-                found = (bar.update() and None or row for chunk in chunks for row in chunk)
+                found = _shown(chunks, len(data), f"reading {split} {modality}")
             listed = listing.listed.get(split, {}).get(modality, 0)
             results.setdefault(split, {})[modality] = _summary(found, problems, listed, count_tokens)
     return results
+
+
+def _shown(chunks: Iterable[list[Checked]], total: int, desc: str) -> Iterator[Checked]:
+    """Yields the rows of all chunks and shows how far it is."""
+    with progress(total=total, desc=desc, leave=False) as bar:
+        for chunk in chunks:
+            for row in chunk:
+                bar.update()
+                yield row
 
 
 def _summary(

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from multicoca.data.loader import evaluation_batches
 from multicoca.data.sample import Item, Problem
@@ -29,6 +28,7 @@ from multicoca.eval.zero_shot import (
     zero_shot_accuracy,
 )
 from multicoca.model.bundle import Bundle
+from multicoca.terminal import progress
 from multicoca.tokens import Tokens
 
 Judge = Callable[[Item, str], tuple[bool, int, int]]  # (exactly right, facts right, facts in all)
@@ -108,7 +108,7 @@ def answer(
     read: list[Item] = []
     embeddings, captions, problems = [torch.empty(0, bundle.network.config.embedding_width)], [], []
     batches = evaluation_batches(items, bundle.processors[modality], batch_size, num_workers)
-    with tqdm(total=len(items), desc=f"evaluating {modality}", unit="item", leave=False) as bar:
+    with progress(total=len(items), desc=f"evaluating {modality}", leave=False) as bar:
         for own, inputs, broken in batches:
             count = len(own) + len(broken)
             problems.extend(broken)

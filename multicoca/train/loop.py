@@ -162,7 +162,7 @@ def train(
     average = None if optim.ema_decay is None else Average(model, optim.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints", model, optimizers, average, config.keep_last, config.keep_every)
     first, earlier_s, torn = checkpoints.load_latest()
-    log = TrainingLog(folder / "tensorboard", first, config.steps, world_size(), visible=rank() == 0)
+    log = TrainingLog(folder, first, config.steps, world_size(), visible=rank() == 0)
     for message in torn:
         log.say(message)
     muon = f"; Muon: {muon_reason}" if muon_reason else ""

@@ -1,4 +1,6 @@
-"""What a run says about itself: a progress bar, TensorBoard scalars, floating-point work and memory. Rank 0 only."""
+"""What a run says about itself: progress, scalars for TensorBoard and as JSON lines, floating-point work and memory.
+Rank 0 only.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from typing import TypeVar
 
 import psutil
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from multicoca.data.sample import Batch
+from multicoca.terminal import printable, progress
+from multicoca.train.scalars import ScalarWriter
 
 T = TypeVar("T")
 
@@ -36,10 +38,10 @@ class _Seen:
 
 
 class TrainingLog:
-    """Progress bar and TensorBoard scalars of a run.
+    """Progress and scalars of a run.
 
     Args:
-        folder: for the TensorBoard files.
+        folder: of the run, for `tensorboard/` and `scalars.jsonl`.
         first: the step at which this process starts.
         num_steps: steps of the whole run.
         ranks: processes of the run; what this one sees stands for all.
@@ -47,11 +49,8 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, first: int, num_steps: int, ranks: int, visible: bool):
-        # TensorBoard forgets what an earlier process wrote of the step `purge_step` and later ones
-        self.writer = SummaryWriter(str(folder), purge_step=first + 1) if visible else None
-        self.bar = tqdm(
-            total=num_steps, initial=first, desc="training", unit="step", disable=not visible, mininterval=1.0
-        )
+        self.writer = ScalarWriter(folder, first) if visible else None
+        self.bar = progress(total=num_steps, initial=first, desc="training", unit="step", disable=not visible)
         self.ranks = ranks
         self.flops: dict[str, float] = {}
         self._peak = peak_flops()
@@ -60,7 +59,7 @@ class TrainingLog:
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         if not self.bar.disable:
-            self.bar.write(text)
+            self.bar.write(printable(text))
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """Yields the batches and notes how long they made the run wait."""
@@ -91,6 +90,7 @@ class TrainingLog:
         if self.writer is not None:
             for tag, value in {**scalars, **throughput}.items():
                 self.writer.add_scalar(tag, value, step)
+            self.writer.end_line()
         totals: dict[str, float] = {}
         for tag, value in scalars.items():
             if tag.startswith("loss/"):
@@ -102,11 +102,14 @@ class TrainingLog:
             shown["MFU"] = f"{throughput['mfu']:.0%}"
         if throughput["data_wait_share"] > 0.1:
             shown["waiting for data"] = f"{throughput['data_wait_share']:.0%}"
-        self.bar.set_postfix(shown)
+        self.bar.set_postfix(shown, refresh=False)
 
     def pause(self) -> None:
-        """Leaves out of the throughput what happened since the last call of `write`."""
+        """Leaves out of the throughput what happened since the last call of `write`, such as an evaluation, and ends
+        the line of its scalars."""
         self._seen = _Seen()
+        if self.writer is not None:
+            self.writer.end_line()
 
     def flush(self) -> None:
         """Writes what is pending."""

@@ -39,7 +39,7 @@ def test_throughput_by_hand(tmp_path, monkeypatch):
         log.count(own)
     log.write(2, {"loss/captioning/a": 1.0})
     log.close()
-    found = {tag: value for tag, ((step, value),) in scalars(tmp_path).items() if step == 2}
+    found = {tag: value for tag, ((step, value),) in scalars(tmp_path / "tensorboard").items() if step == 2}
     assert found == pytest.approx(
         {
             "loss/captioning/a": 1.0,
@@ -58,12 +58,12 @@ def test_throughput_by_hand(tmp_path, monkeypatch):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    log = TrainingLog(tmp_path / "events", 0, 10, ranks=2, visible=False)
+    log = TrainingLog(tmp_path / "run", 0, 10, ranks=2, visible=False)
     log.count([batch("a", [1])])
     log.write(1, {"loss/captioning/a": 1.0})
     log.say("unheard")
     log.close()
-    assert not (tmp_path / "events").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_shows_all_of_it_and_leaves_a_trace_of_the_window(run_parts, tmp_path):  # noqa: F811

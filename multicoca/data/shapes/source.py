@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import get_args
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from multicoca.data.order import keyed_number
 from multicoca.data.sample import Item
@@ -25,6 +24,7 @@ from multicoca.data.shapes.language import captions_of
 from multicoca.data.shapes.scene import Scene, Split, draw_scene
 from multicoca.data.sources import Folder, Listing
 from multicoca.modality import Processor, SceneRenderer
+from multicoca.terminal import progress
 
 _FORMAT = 4  # raise it when scenes, captions or files change, so that old folders are not used again
 _MARKER = "multicoca.shapes"  # tells a scene of this world from whatever else a column `scene` may hold
@@ -70,6 +70,7 @@ class ShapesWorld:
                 listing.splits.setdefault(split, {}).update(own.of(split))
                 listing.listed.setdefault(split, {}).update(own.listed.get(split, {}))
                 listing.problems.extend(own.problems)
+                listing.roots.extend(own.roots)
         return listing
 
     def _prepare(self, modality: str, processor: SceneRenderer, split: str, count: int, seed: int) -> Path:
@@ -108,7 +109,7 @@ def _write(
     jobs = [(aside, processor, seed, split, _scene_index(modality, split, i), i, captions) for i in range(count)]
     with ProcessPoolExecutor() as pool, (aside / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
         lines = pool.map(_write_one, jobs, chunksize=max(1, min(64, count // 16)))
-        for line in tqdm(lines, total=count, desc=f"writing {split} {modality}", unit="file"):
+        for line in progress(lines, total=count, desc=f"writing {split} {modality}", unit="file"):
             metadata.write(json.dumps(line) + "\n")
     aside.rename(folder)
 
