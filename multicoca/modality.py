@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ENTRY_POINT_GROUP", "HEAD_BYTES", "ContentRecognizer", "Encoder", "FullPrecisionEncoder", "Modality",
     "ObjectReader", "Processor", "Remarker", "Resizable", "SceneRenderer", "TensorBoardViewer", "UnreadableFileError",
-    "as_array", "installed_modalities", "require",
+    "as_array", "check_sizes", "installed_modalities", "require",
 ]  # fmt: skip
 ENTRY_POINT_GROUP = "multicoca.modalities"
 HEAD_BYTES = 1024  # of a file, by which a `ContentRecognizer` knows it
+MAX_SIZE, MAX_LAYERS = 1 << 16, 1000  # beyond all published ones
 
 
 @runtime_checkable
@@ -214,6 +215,17 @@ def installed_modalities() -> Mapping[str, EntryPoint]:
     is what a processor or an encoder takes as an argument.
     """
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def check_sizes(least: int = 1, most: int = MAX_SIZE, **sizes: int) -> None:
+    """Checks sizes by their names, so that a configuration from elsewhere cannot take all memory or time.
+
+    Raises:
+        ValueError: one is no whole number, or out of range.
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int) or not least <= size <= most:
+            raise ValueError(f"{name} is {size!r}; expected a whole number from {least} to {most:,}")
 
 
 def as_array(value: Any) -> np.ndarray | None:

@@ -99,7 +99,8 @@ def test_errors_of_others_are_joined_and_names_in_our_own_are_escaped(monkeypatc
 
 def test_our_own_lists_of_differences_keep_their_lines(monkeypatch, capsys, tmp_path):
     def opened(rest, seed=1):
-        with opened_run(tmp_path / "run", replace(Config(output=str(tmp_path)), seed=seed)):
+        with opened_run(tmp_path / "run", replace(Config(output=str(tmp_path)), seed=seed)) as run:
+            run.begin("{}", {})
             return 0
 
     assert command(monkeypatch, capsys, opened) == (0, "")

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multicoca.modality import require
+from multicoca.modality import check_sizes, require
 from multicoca.tokens import Tokens
 from multicoca_image.stem import ConvStem, ConvStemConfig
-from multicoca_image.timm_models import create_model, load_strictly, published_settings, read_checkpoint
+from multicoca_image.timm_models import MAX_SIDE_PX, create_model, load_strictly, published_settings, read_checkpoint
 
 _VIT_MODULES = ("vision_transformer", "eva", "deit")  # families of timm with .blocks, .patch_embed and prefix tokens
 _HEADS = ("head.", "head_dist.", "attn_pool.", "fc_norm.")  # what a file may have and an encoder never needs
@@ -65,6 +65,7 @@ class TimmEncoder(nn.Module):
         _check_settings(name, pretrained, checkpoint, stem, position, attention)
         options = dict(timm_options or {})
         if image_size_px is not None:
+            check_sizes(most=MAX_SIDE_PX, image_size_px=image_size_px)
             options["img_size"] = image_size_px
         if isinstance(stem, ConvStemConfig):
             options["embed_layer"] = partial(ConvStem, stem)

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from multicoca.modality import check_sizes
 from multicoca.tokens import Tokens
-from multicoca_image.timm_models import create_model, load_strictly, published_settings, read_checkpoint
+from multicoca_image.timm_models import MAX_SIDE_PX, create_model, load_strictly, published_settings, read_checkpoint
 
 
 class TimmFeatureMap(nn.Module):
@@ -60,6 +61,7 @@ class TimmFeatureMap(nn.Module):
         if image_size_px is not None:
             if not fixed:
                 raise ValueError(f"'{name}' takes images of any size; remove image_size_px ({image_size_px})")
+            check_sizes(most=MAX_SIDE_PX, image_size_px=image_size_px)
             options["img_size"] = image_size_px
         model = create_model(name, pretrained, num_classes=1, **options)  # with its head, whose names a file may have
         chosen = _stage(model, name, stage)

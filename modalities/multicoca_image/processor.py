@@ -23,9 +23,9 @@ from torch import Tensor
 
 from multicoca.data.shapes.geometry import front_view
 from multicoca.data.shapes.scene import Scene
-from multicoca.modality import UnreadableFileError, require
+from multicoca.modality import UnreadableFileError, check_sizes, require
 from multicoca_image.decoding import OBJECTS, SUFFIXES, decode_image, is_picture, picture_of, suffix_of
-from multicoca_image.timm_models import published_settings
+from multicoca_image.timm_models import MAX_SIDE_PX, published_settings
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
 _CROP_MODES = ("center", "squash")
@@ -34,6 +34,7 @@ _CROP_TRIES = 10  # torchvision's
 _MAX_ASPECT = 8  # longer pictures lose their ends before resizing, which the centre crop would cut anyway
 _THUMBNAIL_PX = 160
 _JPEG_QUALITY = 92
+_MOST_PIXELS = 1 << 30  # of a picture, whatever a configuration says
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,8 @@ class ImageProcessor:
     def __post_init__(self) -> None:
         for field in ("mean", "std", "train_scale"):  # YAML gives lists, which cannot be hashed or compared to tuples
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        for field in ("size_px", "max_pixels", "scene_size_px"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        check_sizes(most=MAX_SIDE_PX, size_px=self.size_px, scene_size_px=self.scene_size_px)
+        check_sizes(most=_MOST_PIXELS, max_pixels=self.max_pixels)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} must have 3 entries each, those of std above 0")
         if self.interpolation not in _INTERPOLATIONS:

@@ -18,6 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multicoca.modality import check_sizes
+
+_MOST_HALVINGS = 16  # of height and width
+
 
 @dataclass(frozen=True)
 class ConvStemConfig:
@@ -34,8 +38,11 @@ class ConvStemConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # YAML gives a list
-        if not self.channels or min(self.channels) < 1:
-            raise ValueError(f"channels of the stem are {self.channels}; give one positive number per layer")
+        if not self.channels:
+            raise ValueError("the stem has no channels; give one positive number per layer")
+        for count in self.channels:
+            check_sizes(channels=count)
+        check_sizes(most=_MOST_HALVINGS, **{"number of channels": len(self.channels)})
         if not 0 <= self.num_norms <= len(self.channels):
             raise ValueError(f"num_norms is {self.num_norms}; expected 0 to {len(self.channels)}, the number of layers")
 

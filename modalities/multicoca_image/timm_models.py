@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from multicoca.modality import require
+from multicoca.modality import MAX_LAYERS, MAX_SIZE, require
 from multicoca.model.weights import read_weights
 
 
@@ -44,8 +44,7 @@ def published_settings(name: str) -> dict[str, Any]:
 
 # options of `timm.create_model` that open files, reach the network or make another kind of model
 _REFUSED = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "features_only")
-_MOST = 1 << 16  # of any whole number among the options, beyond all published widths
-_MOST_BLOCKS = 1000
+MAX_SIDE_PX = 1 << 13  # whose positions are some gigabytes in a large model
 
 
 def create_model(name: str, pretrained: bool, num_classes: int, **options: Any) -> nn.Module:
@@ -72,7 +71,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
         largest = max((number for number in numbers if isinstance(number, (int, float))), default=0)
-        most = _MOST_BLOCKS if key in ("depth", "depths", "layers") else _MOST
+        most = MAX_LAYERS if key in ("depth", "depths", "layers") else MAX_SIDE_PX if key == "img_size" else MAX_SIZE
         if largest > most:
             raise ValueError(f"timm_options.{key} is {value}; expected at most {most:,}")
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from multicoca.modality import MAX_LAYERS, check_sizes
 from multicoca.nn.block import SelfAttentionBlock
 from multicoca.tokens import Tokens
 from multicoca_points.grouping import farthest_point_sample, nearest_neighbors
@@ -90,17 +91,18 @@ class PointEncoder(nn.Module):
         offset_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        check_sizes(width=width, num_heads=num_heads, num_groups=num_groups, group_size=group_size)
+        check_sizes(least=0, most=MAX_LAYERS, depth=depth, position_frequencies=position_frequencies)
         if width % num_heads != 0:
             raise ValueError(f"width is {width} and num_heads {num_heads}; the width must be a multiple of num_heads")
         if len(group_widths) != 4:
             raise ValueError(
                 f"group_widths is {tuple(group_widths)}; it must be four numbers, e.g. (128, 256, 512, 512)"
             )
-        if min(num_groups, group_size) < 1 or position_frequencies < 0:
-            raise ValueError(
-                f"num_groups is {num_groups}, group_size {group_size}, position_frequencies {position_frequencies}; "
-                "the first two must be at least 1, the last at least 0"
-            )
+        for group_width in group_widths:
+            check_sizes(group_widths=group_width)
+        if not 0 < mlp_ratio <= MAX_LAYERS:
+            raise ValueError(f"mlp_ratio is {mlp_ratio}; it must lie in (0, {MAX_LAYERS}]")
         if not 0 <= patch_dropout < 1:
             raise ValueError(f"patch_dropout is {patch_dropout}; it must lie in [0, 1)")
         self.width = width

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from multicoca.data.shapes.geometry import surface_points
+from multicoca.modality import check_sizes
 from multicoca.reading import refuse_broken
 from multicoca_points.cloud import PointCloud
 from multicoca_points.objects import OBJECTS, cloud_of, is_cloud
@@ -40,6 +41,7 @@ TO_Z_UP = {  # rotations whose last row is the axis that points up
 }
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001, "ft": 0.3048, "in": 0.0254}  # international foot and inch, 1959
 NORMALIZATIONS = ("unit_sphere", "center", "none")
+_MOST_POINTS = 1 << 26  # whatever a configuration says
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,8 @@ class PointsProcessor:
         ):
             if value not in valid:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(valid)}")
-        for name, count in (
-            ("num_points", num_points),
-            ("num_surface_points", num_surface_points),
-            ("scene_points", scene_points),
-        ):
-            if count < 1:
-                raise ValueError(f"{name} is {count}; it must be at least 1")
+        check_sizes(most=_MOST_POINTS, num_points=num_points, num_surface_points=num_surface_points)
+        check_sizes(most=_MOST_POINTS, scene_points=scene_points)
         if not 0 <= max_dropped_share < 1:
             raise ValueError(f"max_dropped_share is {max_dropped_share}; it must lie in [0, 1)")
         if not 0 <= color_default <= 1:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from multicoca.modality import Resizable
+from multicoca.modality import MAX_LAYERS, Resizable, check_sizes
 from multicoca.nn.block import SelfAttentionBlock
 from multicoca.tokens import Tokens
 
@@ -46,11 +46,11 @@ class VideoEncoder(nn.Module):
             mixing_heads: their attention heads.
 
         Raises:
-            ValueError: `num_frames` is less than 1, or `pooling` or `position` is something else.
+            ValueError: a size is out of range, or `pooling` or `position` is something else.
         """
         super().__init__()
-        if num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}; expected 1 or more")
+        check_sizes(num_frames=num_frames, mixing_heads=mixing_heads)
+        check_sizes(least=0, most=MAX_LAYERS, mixing_blocks=mixing_blocks)
         if pooling not in _POOLINGS:
             raise ValueError(f"pooling is '{pooling}'; expected one of {sorted(_POOLINGS)}")
         if position not in _POSITIONS:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from multicoca.data.shapes import Scene
+from multicoca.modality import check_sizes
 from multicoca_video.magic import suffix_of
 from multicoca_video.objects import OBJECTS, FrameArray, clip_of, is_clip
 from multicoca_video.reader import Video, check_backends, open_video
@@ -32,6 +33,7 @@ from multicoca_video.scene_video import write_scene
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_MOST_PIXELS = 1 << 30  # of a frame or a clip, whatever a configuration says
 _ANIMATION_FRAMES = 16
 _ANIMATION_PX = 256  # longer side at most
 _THUMBNAIL_FRAMES = 4
@@ -78,9 +80,9 @@ class VideoProcessor:
     scene_frames: int = 12
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "size_px", "scene_frames", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        check_sizes(num_frames=self.num_frames, size_px=self.size_px, scene_frames=self.scene_frames)
+        clip_pixels = self.num_frames * self.size_px**2
+        check_sizes(most=_MOST_PIXELS, max_pixels=self.max_pixels, **{"num_frames * size_px^2": clip_pixels})
         if self.scene_size_px < 16 or self.scene_size_px % 2:
             raise ValueError(f"scene_size_px is {self.scene_size_px}; H.264 takes even numbers, here from 16 on")
         if not 0 <= self.flip_probability <= 1:

@@ -142,6 +142,8 @@ def parallelize(
     if world_size() == 1:
         return Engine(model, model)
     on = [device] if device.type == "cuda" else None
+    # it warns of a search in vain, but what a step uses depends on its modalities and losses
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its new name came with torch 2.15
         wrapped = DistributedDataParallel(

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_MOST, _MOST_LAYERS = (
-    1 << 16,
-    1000,
-)  # beyond all published sizes; a configuration from elsewhere must not take all memory
+_MOST, _MOST_LAYERS = 1 << 16, 1000  # beyond all published sizes; a file from elsewhere must not take all memory
 
 
 @dataclass(frozen=True)

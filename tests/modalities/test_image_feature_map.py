@@ -104,11 +104,10 @@ def test_a_file_for_another_image_size_is_adapted(tmp_path):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_weights_that_timm_fetches_are_all_there(model, tmp_path):
+def test_weights_that_timm_fetches_are_all_there(model, publish):
     saved = timm_model(model).eval()
-    torch.save(saved.state_dict(), tmp_path / "hub.pt")
-    fetched_from = {"pretrained_cfg_overlay": {"file": str(tmp_path / "hub.pt")}}
-    encoder = build(model, pretrained=True, timm_options={**MODELS[model][1]["timm_options"], **fetched_from}).eval()
+    publish(saved, MODELS[model][0])
+    encoder = build(model, pretrained=True).eval()
     index = len(saved.feature_info) - 1
     (expected,) = saved.forward_intermediates(pixels()["pixels"], indices=[index], intermediates_only=True)
     torch.testing.assert_close(encoder(pixels()).values, expected.flatten(2).mT)

@@ -25,7 +25,7 @@ RAN = "multicoca_ran_this"
 @pytest.fixture
 def folder(tmp_path):
     """A whole model folder, untrained."""
-    config = compose_training(["modality=[image,video]", *SIZES])
+    config = compose_training(["modality=[image,video,points]", *SIZES])
     save(tmp_path / "model", build_bundle(config.spec, TOKENIZER), config, "")
     return tmp_path / "model"
 
@@ -133,6 +133,16 @@ SIZES_REFUSED = {
     "modalities.image.encoder.name": "hf-hub:somebody/something",
     "modalities.image.processor.size_px": "large",
     "modalities.image.encoder.timm_options": 7,
+    "modalities.image.encoder.image_size_px": 10**8,
+    "modalities.image.encoder.stem": {"_target_": "multicoca_image.ConvStemConfig", "channels": [10**8, 10**8]},
+    "modalities.image.processor.scene_size_px": 10**8,
+    "modalities.video.encoder.num_frames": 10**9,
+    "modalities.video.encoder.mixing_blocks": 10**8,
+    "modalities.video.processor.num_frames": 10**8,
+    "modalities.points.encoder.depth": 10**8,
+    "modalities.points.encoder.width": 10**9,
+    "modalities.points.encoder.group_widths": [64, 64, 64, 10**9],
+    "modalities.points.processor.num_points": 10**12,
 }
 
 
@@ -181,7 +191,7 @@ def test_missing_and_misnamed_weights_are_one_line(folder):
     file = folder / "model.safetensors"
     weights = load_file(file)
     first = next(iter(weights))
-    save_file({**weights, "extra": weights[first]}, file)
+    save_file({**weights, "extra": weights[first].clone()}, file)
     refused(folder, "do not fit the model")
     save_file({name: value for name, value in weights.items() if name != first}, file)
     refused(folder)
@@ -226,5 +236,5 @@ def test_a_folder_of_an_earlier_version_loads(folder):
 
 
 def test_what_is_read_is_what_was_written(folder):
-    config = compose_training(["modality=[image,video]", *SIZES])
+    config = compose_training(["modality=[image,video,points]", *SIZES])
     assert read_spec(folder) == config.spec
