@@ -101,6 +101,7 @@ def test_our_own_lists_of_differences_keep_their_lines(monkeypatch, capsys, tmp_
     def opened(rest, seed=1):
         with opened_run(tmp_path / "run", replace(Config(output=str(tmp_path)), seed=seed)) as run:
             run.begin("{}", {})
+            (tmp_path / "run" / "checkpoints" / "step_000001").mkdir(parents=True, exist_ok=True)
             return 0
 
     assert command(monkeypatch, capsys, opened) == (0, "")

@@ -1,11 +1,10 @@
-"""`multicoca caption MODEL FILE...`: writes captions for files of any modality of the model."""
+"""`multicoca caption MODEL FILE...`: writes captions for files or URLs of any modality of the model."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 from multicoca.api import load
 from multicoca.modality import UnreadableFileError
@@ -31,7 +30,7 @@ def run_caption(arguments: list[str]) -> int:
     """Runs the command; exit status 1 when a file could not be read."""
     parser = argparse.ArgumentParser(prog="multicoca caption", description=__doc__)
     parser.add_argument("model", help="a model folder, or owner/name of the hub")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a path, or a URL that fsspec knows")
     for field in fields(DecodingConfig):
         kind = int if field.default is None else type(field.default)
         how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__}

@@ -49,6 +49,7 @@ from multicoca.runs.folder import TOKENIZER, RunFolder, opened_run
 from multicoca.runs.model_folder import CARD, build_bundle, local_folder, read_spec, read_tokenizer
 from multicoca.runs.save import save
 from multicoca.runs.start_from import Start, spec_differences, start_from
+from multicoca.terminal import printable
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.loop import TrainOutcome, train
 from multicoca.train.metrics import PeakMemory
@@ -63,6 +64,8 @@ torchrun --nproc-per-node 8 -m multicoca.cli.train [KEY=VALUE ...]
 
 Groups to choose from, for example experiment=shapes_long or modality=[image]:
 """
+
+_SHORTER = "experiment=shapes_quick is a first look in about two minutes"
 
 
 def run_train(arguments: list[str]) -> int:
@@ -216,7 +219,7 @@ def _announce(folder: Path, bundle: Bundle, listing: Listing, device: torch.devi
     for modality, split in evaluation_splits(listing, modalities).items():
         tests.setdefault(split, []).append(f"{len(listing.of(split).get(modality, ()))} {modality}")
     shown = "; ".join(f"{split} items: {', '.join(own)}" for split, own in tests.items()) or "test items: none"
-    print(f"run: {folder}; device: {device}, {world_size()} process(es), {torch.get_num_threads()} threads")
+    print(f"run: {printable(folder)}; device: {device}, {world_size()} process(es), {torch.get_num_threads()} threads")
     print(f"model: {parameters / 1e6:.2f}M parameters; training items: {counts}; {shown}")
     for line in left_aside(listing, modalities):
         print(line)
@@ -284,6 +287,7 @@ def _train(
             config.parallel,
             start.new,
             idle,
+            _SHORTER if config.name == "shapes" else "",
         )
     except UnfilledBatchError as error:
         ledger.add(error.problems)
@@ -318,7 +322,8 @@ def _finish(config: Config, run: _Run, command: str) -> None:
     write_text(folder / "results.json", json.dumps(results, indent=1))
     write_run_report(folder, config, bundle, results, answers, command)
     print(summary(results))
-    print(f"report: {(folder / 'report.html').resolve()}\nmodel:  {(folder / 'model').resolve()}")
+    for name, path in (("report", "report.html"), ("model", "model")):
+        print(f"{name + ':':<8}{printable((folder / path).resolve())}")
 
 
 if __name__ == "__main__":

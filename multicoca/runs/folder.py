@@ -1,7 +1,7 @@
 """A run's folder: one process at a time, one configuration and one set of items for all its starts.
 
 Nothing is written or deleted before everything has been built, so that a mistake in a setting leaves the folder as it
-was.
+was. A start that ended before its first checkpoint binds nobody: the next one begins anew.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ class RunFolder:
 
     def __init__(self, folder: Path, config: Config):
         self._folder, self._config = folder, config
-        self._deletes = config.fresh and not is_restarted()
-        self.is_resumed = (folder / CONFIG).is_file() and not self._deletes
+        has_trained = (folder / "model").exists() or any((folder / "checkpoints").glob("*"))
+        is_left = config.fresh and not is_restarted()
+        self.is_resumed = (folder / CONFIG).is_file() and has_trained and not is_left
+        self._deletes = is_left or ((folder / CONFIG).is_file() and not has_trained)
 
     def begin(self, tokenizer_json: str, items: Mapping[str, Sequence[Item]]) -> None:
         """Writes what all starts of this run share; called when everything has been built.

@@ -129,6 +129,7 @@ def train(
     parallel: ParallelConfig | None = None,
     new: Collection[str] = (),
     idle: Collection[str] = (),
+    shorter: str = "",
 ) -> TrainOutcome:
     """Trains from the newest checkpoint in `folder`, or from the start, to the last step or a signal.
 
@@ -147,6 +148,7 @@ def train(
         parallel: how ranks share the model; each has a copy by default.
         new: names of the parameters that the model of `start_from` did not have.
         idle: modalities without training data, which stay as they are.
+        shorter: what a user who cannot wait may do instead; said with the expected time where that is long.
 
     Raises:
         ValueError: settings do not fit, checkpoints cannot be used or written, or too many steps in a row are bad.
@@ -162,7 +164,7 @@ def train(
     average = None if optim.ema_decay is None else Average(model, optim.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints", model, optimizers, average, config.keep_last, config.keep_every)
     first, earlier_s, torn = checkpoints.load_latest()
-    log = TrainingLog(folder, first, config.steps, world_size(), visible=rank() == 0)
+    log = TrainingLog(folder, first, config.steps, world_size(), visible=rank() == 0, shorter=shorter)
     for message in torn:
         log.say(message)
     muon = f"; Muon: {muon_reason}" if muon_reason else ""

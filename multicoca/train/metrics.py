@@ -25,6 +25,9 @@ T = TypeVar("T")
 _PEAKS = {"B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
           "L40S": 362e12, "A10": 125e12}  # fmt: skip
 
+_WARM_STEPS, _PACED_STEPS = 3, 10  # the first ones, which compile and fill caches; and those that the pace is taken of
+_LONG_S = 600.0
+
 
 @dataclass
 class _Seen:
@@ -46,15 +49,17 @@ class TrainingLog:
         num_steps: steps of the whole run.
         ranks: processes of the run; what this one sees stands for all.
         visible: whether this process writes at all.
+        shorter: what a user who cannot wait may do instead; said with the expected time where that is long.
     """
 
-    def __init__(self, folder: Path, first: int, num_steps: int, ranks: int, visible: bool):
+    def __init__(self, folder: Path, first: int, num_steps: int, ranks: int, visible: bool, shorter: str = ""):
         self.writer = ScalarWriter(folder, first) if visible else None
         self.bar = progress(total=num_steps, initial=first, desc="training", unit="step", disable=not visible)
         self.ranks = ranks
         self.flops: dict[str, float] = {}
         self._peak = peak_flops()
         self._seen = _Seen()
+        self._shorter, self._counted, self._paced_since = shorter, 0, 0.0
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -83,6 +88,21 @@ class TrainingLog:
             ):
                 counts[batch.modality] = counts.get(batch.modality, 0) + own
         self.bar.update()
+        self._counted += 1
+        if self._counted == _WARM_STEPS:
+            self._paced_since = time.perf_counter()
+        elif self._counted == _WARM_STEPS + _PACED_STEPS:
+            self._say_what_to_expect((time.perf_counter() - self._paced_since) / _PACED_STEPS)
+
+    def _say_what_to_expect(self, step_s: float) -> None:
+        """Says how long the rest takes on this machine, by the pace of the first steps."""
+        steps = self.bar.total - self.bar.n
+        if steps < _PACED_STEPS:
+            return
+        expected_s = steps * step_s
+        shorter = f"; {self._shorter}" if self._shorter and expected_s > _LONG_S else ""
+        time_left = f"{expected_s / 60:.0f} min" if expected_s > 90 else f"{expected_s:.0f} s"
+        self.say(f"{step_s:.2g} s a step here: the other {steps} steps will take about {time_left}{shorter}")
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes scalars of a step, with the throughput since the last call."""

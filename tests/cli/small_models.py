@@ -15,9 +15,9 @@ SIZES = [
 ]  # fmt: skip
 
 
-def write_model(folder: Path, seed: int = 0) -> Path:
+def write_model(folder: Path, seed: int = 0, modality: str = "image,points") -> Path:
     """Writes a model folder; another seed gives other weights."""
-    config = compose_config("train_shapes", ["modality=[image,points]", f"seed={seed}", *SIZES])
+    config = compose_config("train_shapes", [f"modality=[{modality}]", f"seed={seed}", *SIZES])
     tokenizer = TextTokenizer.learn(["a red cube", "a blue ball"], 300, config.model.context_length)
     save(folder, build_bundle(config.spec, tokenizer), config, "# small")
     return folder

@@ -1,5 +1,6 @@
 """A run's folder: what a name may be, what `fresh` deletes, what may change between starts, and when it is written."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def opened(folder, found=None, **changes):
     config = replace(Config(output=str(folder)), **changes)
     with opened_run(folder / config.name, config) as run:
         run.begin("{}", found or items("a", "b"))
+    (folder / config.name / "checkpoints" / "step_00000001").mkdir(parents=True, exist_ok=True)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/../..", "/tmp/somewhere"])
@@ -35,14 +37,13 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
 def test_fresh_deletes_what_runs_write_and_nothing_else(tmp_path):
     opened(tmp_path, name="mine", seed=1)
     run = tmp_path / "mine"
-    (run / "checkpoints" / "step_00000001").mkdir(parents=True)
     (run / "tensorboard").symlink_to(tmp_path)
     (run / "notes.txt").write_text("precious")
     (run / "plots").mkdir()
     opened(tmp_path, name="mine", seed=2, fresh=True)
     assert "seed: 2" in (run / "config.yaml").read_text()
     assert sorted(path.name for path in run.iterdir()) == [
-        "config.yaml", "items.npz", "notes.txt", "plots", "tokenizer.json",
+        "checkpoints", "config.yaml", "items.npz", "notes.txt", "plots", "tokenizer.json",
     ]  # fmt: skip
     assert tmp_path.is_dir()
 
@@ -61,9 +62,21 @@ def test_nothing_is_written_or_deleted_before_everything_is_built(tmp_path):
 def test_fresh_does_not_delete_what_an_automatic_restart_goes_on_with(tmp_path, monkeypatch, name):
     opened(tmp_path, fresh=True)
     monkeypatch.setenv(name, "1")
-    (tmp_path / "run" / "checkpoints").mkdir()
+    kept = tmp_path / "run" / "checkpoints" / "step_00000001" / "kept"
+    kept.touch()
     opened(tmp_path, fresh=True)
-    assert (tmp_path / "run" / "checkpoints").is_dir()
+    assert kept.is_file()
+
+
+def test_a_start_that_ended_before_its_first_checkpoint_binds_nobody(tmp_path):
+    opened(tmp_path, seed=1)
+    (tmp_path / "run" / "precision.txt").write_text("that of another width")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    opened(tmp_path, items("c"), seed=2)
+    assert "seed: 2" in (tmp_path / "run" / "config.yaml").read_text()
+    assert not (tmp_path / "run" / "precision.txt").exists()
+    with pytest.raises(ValueError, match="seed: 2 then, 3 now"):
+        opened(tmp_path, items("c"), seed=3)
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
@@ -82,7 +95,7 @@ def test_another_configuration_is_shown_and_accepted_only_when_asked(tmp_path, c
     opened(tmp_path)
     opened(tmp_path, evaluation=EvaluationConfig(batch_size=3))  # changes nothing that is trained
     changed = {"optim": OptimConfig(lr=0.5), "seed": 4}
-    with pytest.raises(ValueError, match=r"optim\.lr: 0\.0008 then, 0\.5 now\n  seed: 0 then, 4 now\n.*accept_changes"):
+    with pytest.raises(ValueError, match=r"optim\.lr: 0\.0008 then, 0\.5 now\n  seed: 0 then, 4 now\n  so at.*\n.*accept_changes"):
         opened(tmp_path, **changed)
     opened(tmp_path, **changed, accept_changes=True)
     assert "optim.lr: 0.0008 then, 0.5 now" in capsys.readouterr().out

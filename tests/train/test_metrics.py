@@ -57,6 +57,29 @@ def test_throughput_by_hand(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("step_s", "says"), [(0.1, "about 47 s"), (1.2, "about 9 min"), (2.0, "about 16 min; have tea")]
+)
+def test_what_to_expect_is_said_once_by_the_pace_of_warm_steps(tmp_path, monkeypatch, capsys, step_s, says):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    log = TrainingLog(tmp_path, 0, 480, ranks=1, visible=True, shorter="have tea")
+    for step in range(30):
+        now[0] += 60 if step < 3 else step_s
+        log.count([batch("a", [1])])
+    log.close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "will take" in line]
+    assert line == f"{step_s:.2g} s a step here: the other 467 steps will take {says}"
+
+
+def test_a_run_of_a_few_steps_says_nothing_of_time(tmp_path, capsys):
+    log = TrainingLog(tmp_path, 0, 20, ranks=1, visible=True)
+    for _ in range(20):
+        log.count([batch("a", [1])])
+    log.close()
+    assert "will take" not in capsys.readouterr().out
+
+
 def test_other_ranks_write_nothing(tmp_path):
     log = TrainingLog(tmp_path / "run", 0, 10, ranks=2, visible=False)
     log.count([batch("a", [1])])
