@@ -83,15 +83,20 @@ class RandomParametersSkipped(TorchFunctionMode):
     What constructors draw for anything but a parameter is drawn.
     """
 
-    _DRAWS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_)  # erfinv_: how timm and torch draw truncated normals
+    # erfinv_ is how timm and torch draw truncated normals; those of nn.init hand themselves over as a whole
+    _DRAWS = (
+        Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_
+    )  # fmt: skip
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Runs a function of torch's, or returns the parameter that it would fill."""
-        if func in self._DRAWS and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if func in self._DRAWS and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **kwargs)
 
 
 def initializer_of(name: str) -> Initializer:

@@ -267,7 +267,8 @@ class Draws(torch.overrides.TorchFunctionMode):
     count = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.count += func in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.rand, torch.randn)
+        tensor, init = torch.Tensor, torch.nn.init
+        self.count += func in (tensor.normal_, tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_)
         return func(*args, **(kwargs or {}))
 
 
