@@ -1,6 +1,7 @@
 """Where bytes lie: local files by plain opens, everything else through fsspec; stretches of a file by offset.
 
-A URL is a local path, `file://...`, or any URL whose file system fsspec knows and whose package is installed.
+A URL is a local path, `file://...`, or any URL whose file system fsspec knows and whose package is installed. fsspec is
+imported when it is first needed: a model that reads local files loads without it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -68,7 +70,7 @@ def read_bytes(url: str, offset: int, size: int) -> bytes:
     """Returns at most `size` bytes from an offset on."""
     path = local_path(url)
     if path is None:
-        system, place = fsspec.core.url_to_fs(url)
+        system, place = _remote(url)
         return system.cat_file(place, start=offset, end=offset + size)
     with path.open("rb") as file:
         file.seek(offset)
@@ -79,7 +81,7 @@ def read_whole(url: str) -> bytes:
     """Returns the content of a file, wherever it lies."""
     path = local_path(url)
     if path is None:
-        system, place = fsspec.core.url_to_fs(url)
+        system, place = _remote(url)
         return system.cat_file(place)
     return path.read_bytes()
 
@@ -101,7 +103,7 @@ def stamp(url: str) -> str:
     if path is not None:
         stat = path.stat()
         return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
-    system, place = fsspec.core.url_to_fs(url)
+    system, place = _remote(url)
     info = system.info(place)
     return f"{info['size']} bytes, " + ", ".join(str(info[name]) for name in _STAMPS if info.get(name) is not None)
 
@@ -143,9 +145,22 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _find(url: str, suffix: str) -> list[str]:
     path = local_path(url)
-    system, place = (LocalFileSystem(), str(path.expanduser())) if path else fsspec.core.url_to_fs(url)
+    system, place = (_local_system(), str(path.expanduser())) if path else _remote(url)
     if system.isdir(place):
         places = sorted(name for name in system.glob(f"{place.rstrip('/')}/*") if name.endswith(suffix))
     else:
         places = sorted(system.glob(place)) if any(sign in place for sign in "*?[") else [place]
     return places if path else [system.unstrip_protocol(name) for name in places]
+
+
+def _remote(url: str) -> tuple[AbstractFileSystem, str]:
+    """Returns (the file system of a URL, the place in it)."""
+    from fsspec.core import url_to_fs  # here, see above
+
+    return url_to_fs(url)
+
+
+def _local_system() -> AbstractFileSystem:
+    from fsspec.implementations.local import LocalFileSystem  # here, see above
+
+    return LocalFileSystem()

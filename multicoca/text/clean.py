@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 
-import ftfy
-
 
 def clip_clean(text: str) -> str:
     """Fixes broken Unicode, resolves HTML entities twice, joins white space to single spaces, lower case.
 
     Source: CLIP (arXiv 2103.00020); the same steps as in its tokenizer and open_clip's.
     """
+    import ftfy  # here: most models have no use for it
+
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 

@@ -291,3 +291,22 @@ def test_importing_the_package_imports_no_optional_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_clips_are_read_where_decord_is_not_installed(tmp_path):
+    numbers = list(range(20))
+    write(tmp_path / "clip.mp4", numbers)
+    assert open_video(tmp_path / "clip.mp4").backend == "decord"
+    (tmp_path / "decord.py").write_text("raise ModuleNotFoundError('No module named decord', name='decord')")
+    code = (
+        "import sys; from pathlib import Path; from multicoca_video import open_video; import numpy\n"
+        "video = open_video(Path(sys.argv[1])); numpy.save(sys.argv[2], video.frames(range(video.num_frames)))\n"
+        "print(video.backend, video.backend_reason)"
+    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "clip.mp4", tmp_path / "frames.npy"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert done.stdout.strip() == "pyav decord is not installed", done.stderr
+    assert [number_of(frame) for frame in np.load(tmp_path / "frames.npy")] == numbers

@@ -238,3 +238,56 @@ def test_a_folder_of_an_earlier_version_loads(folder):
 def test_what_is_read_is_what_was_written(folder):
     config = compose_training(["modality=[image,video,points]", *SIZES])
     assert read_spec(folder) == config.spec
+
+
+LOAD = """
+import json, sys
+import numpy, torch, timm
+before, threads = set(sys.modules), torch.get_num_threads()
+import multicoca
+multicoca.load(sys.argv[1]).caption([numpy.zeros((32, 32, 3), numpy.uint8)])
+assert torch.get_num_threads() == threads
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+NOT_NEEDED = {
+    "multicoca.train", "multicoca.eval", "multicoca.cli", "multicoca.config", "multicoca_video", "multicoca_points",
+    "tensorboard", "torch.utils.tensorboard", "torch._dynamo", "torch._inductor", "sympy", "hydra", "matplotlib",
+    "scipy", "pandas", "open3d", "trimesh", "decord", "av", "transformers", "fsspec", "aiohttp", "ftfy",
+}  # fmt: skip
+
+
+def test_loading_a_model_and_a_first_caption_import_no_training_code_and_no_other_modality(tmp_path):
+    config = compose_training(["modality=[image]", *SIZES])
+    save(tmp_path, build_bundle(config.spec, TOKENIZER), config, "")
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    imported = json.loads(done.stdout.splitlines()[-1])
+    assert {"multicoca.api", "multicoca_image"} <= set(imported)
+    assert [name for name in imported if any(f"{name}.".startswith(f"{each}.") for each in NOT_NEEDED)] == []
+
+
+class Draws(torch.overrides.TorchFunctionMode):
+    """Counts the draws of random numbers."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        tensor, init = torch.Tensor, torch.nn.init
+        self.count += func in (tensor.normal_, tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_)
+        return func(*args, **(kwargs or {}))
+
+
+def test_loading_draws_no_random_weights_that_the_file_would_replace(folder):
+    with Draws() as training:
+        build_bundle(read_spec(folder), TOKENIZER)
+    assert training.count > 10
+    with Draws() as loading:
+        bundle, _ = load_bundle(folder)
+    assert loading.count == 0
+    kept = load_file(folder / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in bundle.network.state_dict().items() if name in kept)
