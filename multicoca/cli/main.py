@@ -15,6 +15,7 @@ import select
 import sys
 from importlib.metadata import version
 
+from multicoca.distributed.launch import may_say
 from multicoca.terminal import printable
 
 COMMANDS = {
@@ -59,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         if isinstance(error, BrokenPipeError) and sys.platform != "win32" and _output_is_closed():
             return 128 + 13  # as a process that SIGPIPE ends
-        print(f"multicoca {command}: {describe(error)}", file=sys.stderr)
+        says = f"multicoca {command}: {describe(error)}"
+        if may_say(says):
+            print(says, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"multicoca {command}: interrupted", file=sys.stderr)

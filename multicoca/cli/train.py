@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,15 @@ from multicoca.data.loader import Steps, usable_workers
 from multicoca.data.sample import Item, UnfilledBatchError
 from multicoca.data.sources import Listing
 from multicoca.data.splits import evaluation_splits, left_aside, training_items
-from multicoca.distributed.collectives import gather_objects, rank, rank_0_first, wait_for_all, world_size
-from multicoca.distributed.launch import available_cores, is_first, is_launched, local_processes, run_processes
+from multicoca.distributed.collectives import gather_objects, rank, rank_0_first, world_size
+from multicoca.distributed.launch import (
+    available_cores,
+    has_failed,
+    is_first,
+    is_launched,
+    local_processes,
+    run_processes,
+)
 from multicoca.distributed.setup import distributed, training_device
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.suite import evaluate, probe
@@ -80,7 +87,7 @@ def run_train(arguments: list[str]) -> int:
         with stopping_at_once():
             return _run(arguments)
     except Stopped as stop:
-        if is_first():
+        if is_first() and not has_failed():  # else it was ended because of another rank
             print(f"multicoca train: {stop}; the same command goes on", file=sys.stderr, flush=True)
         queue_again(stop.number)
         return 128 + stop.number
@@ -99,9 +106,10 @@ def _run(arguments: list[str]) -> int:
         if count > 1:
             return run_processes(["-m", "multicoca.cli.train", *arguments], count)
     folder = Path(config.output) / config.name
-    with opened_run(folder, config) if is_first() else nullcontext() as run_folder:
+    with ExitStack() as held:
         with distributed(device, config.parallel.timeout_s):
-            wait_for_all()
+            with rank_0_first():
+                run_folder = held.enter_context(opened_run(folder, config)) if is_first() else None
             run = _train_run(config, folder, run_folder, device)
         if run.outcome.signal_number is None and run.is_first:
             # alone from here on: an evaluation may take longer than ranks wait for each other

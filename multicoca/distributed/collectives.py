@@ -37,15 +37,36 @@ def wait_for_all() -> None:
 
 @contextmanager
 def rank_0_first() -> Iterator[None]:
-    """Context that rank 0 goes through before the others, however long it takes: it may read, write or evaluate."""
-    group = None if world_size() == 1 else dist.new_group(backend="gloo", timeout=_PATIENCE)
-    if group is not None and rank() != 0:
-        dist.barrier(group)
-    yield
-    if group is not None:
-        if rank() == 0:
-            dist.barrier(group)
-        dist.destroy_process_group(group)
+    """Context that rank 0 goes through before the others, however long it takes: it may read, write or evaluate.
+
+    Raises:
+        ValueError, OSError: what rank 0 has raised, on all ranks.
+    """
+    if world_size() == 1:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    if rank() == 0:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            dist.broadcast_object_list([_plain(error)], group=group)
+            raise
+        dist.broadcast_object_list([None], group=group)
+    else:
+        failure: list[ValueError | OSError | None] = [None]
+        dist.broadcast_object_list(failure, group=group)
+        if failure[0] is not None:
+            raise failure[0]
+        yield
+    dist.destroy_process_group(group)
+
+
+def _plain(error: ValueError | OSError) -> ValueError | OSError:
+    """Returns an error with the same text that any rank can read."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, error.filename)
+    return ValueError(str(error))
 
 
 class _Gather(torch.autograd.Function):

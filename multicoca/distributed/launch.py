@@ -7,18 +7,24 @@ operation. The processes see what torchrun would tell them; on GPUs and clusters
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
+from pathlib import Path
 
 # a closed terminal sends SIGHUP; SIGUSR1 and SIGUSR2 are Slurm's, by agreement
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _MAX_PROCESSES = 8  # beyond it, each more process costs more memory than it saves time
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _GRACE_S = 60.0  # for the others, once one process has ended with an error
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun's; the folders of a start's ranks lie side by side
+_SAID = "said_"
 
 
 def heeded_signals() -> list[signal.Signals]:
@@ -58,6 +64,29 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def may_say(text: str) -> bool:
+    """Whether no other rank of this start on this machine has asked for the same text: an error of all is said once."""
+    folder = _folder_of_ranks()
+    if folder is not None:
+        with suppress(FileNotFoundError, PermissionError):  # better twice than never
+            try:
+                digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+                os.close(os.open(folder / f"{_SAID}{digest[:32]}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError:
+                return False
+    return True
+
+
+def has_failed() -> bool:
+    """Whether a rank of this start on this machine has said an error."""
+    folder = _folder_of_ranks()
+    return folder is not None and any(folder.glob(f"{_SAID}*"))
+
+
+def _folder_of_ranks() -> Path | None:
+    return Path(os.environ[_ERROR_FILE]).parent.parent if _ERROR_FILE in os.environ and is_launched() else None
+
+
 def is_restarted() -> bool:
     """Whether torchrun or Slurm has started this run again by itself."""
     return any(int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
@@ -71,6 +100,11 @@ def run_processes(arguments: list[str], count: int) -> int:
     Returns:
         The exit status of rank 0, or of the first that failed.
     """
+    with tempfile.TemporaryDirectory(prefix="multicoca_ranks_") as folder:
+        return _run_ranks(arguments, count, Path(folder))
+
+
+def _run_ranks(arguments: list[str], count: int, folder: Path) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,7 +113,13 @@ def run_processes(arguments: list[str], count: int) -> int:
     ranks = [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={
+                **os.environ,
+                **shared,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                _ERROR_FILE: str(folder / str(rank) / "error.json"),
+            },
             start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )

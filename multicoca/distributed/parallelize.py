@@ -91,12 +91,14 @@ class Engine:
         forward: call it instead of the model, so that gradients are reduced.
         gradient_factor: what every loss is multiplied with before its backward pass, so that gradients sum over ranks.
         is_sharded: whether parameters are DTensors.
+        uses_all: whether DDP relies on gradients for all trained parameters in every backward pass.
     """
 
     model: Any
     forward: nn.Module
     gradient_factor: int = 1
     is_sharded: bool = False
+    uses_all: bool = False
 
     def reducing(self, now: bool) -> AbstractContextManager[None]:
         """Context of a forward and backward pass; DDP reduces once, in the last one of a step, and FSDP2 in each."""
@@ -106,7 +108,11 @@ class Engine:
 
 
 def parallelize(
-    model: Any, config: ParallelConfig, device: torch.device, autocast: torch.dtype | None = None
+    model: Any,
+    config: ParallelConfig,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    uses_all: bool = False,
 ) -> Engine:
     """Makes a model ready for training on all ranks; each of them calls it with the same weights or other ones.
 
@@ -117,6 +123,8 @@ def parallelize(
         config: how ranks share it.
         device: of this rank.
         autocast: the dtype that it will be trained in, None for fp32.
+        uses_all: whether every backward pass reaches every trained parameter, as with one modality and both losses;
+            DDP then need not look for those that are left out, and does not warn that it looked in vain.
 
     Raises:
         ValueError: the mesh does not fit the number of ranks.
@@ -142,14 +150,16 @@ def parallelize(
     if world_size() == 1:
         return Engine(model, model)
     on = [device] if device.type == "cuda" else None
-    # it warns of a search in vain, but what a step uses depends on its modalities and losses
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its new name came with torch 2.15
         wrapped = DistributedDataParallel(
-            model, device_ids=on, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            model,
+            device_ids=on,
+            broadcast_buffers=False,
+            find_unused_parameters=not uses_all,
+            gradient_as_bucket_view=True,
         )
-    return Engine(model, wrapped, gradient_factor=world_size())
+    return Engine(model, wrapped, gradient_factor=world_size(), uses_all=uses_all)
 
 
 def _shard(model: Any, blocks: list[nn.Module], mesh: DeviceMesh, reshard_after_forward: bool, narrow: bool) -> None:

@@ -156,7 +156,8 @@ def train(
     device = next(model.parameters()).device
     set_tuning(model, config.tuning, config.last_blocks, new, idle)
     autocast, reason = kept_precision(config.precision, device, model.config.width, folder)
-    engine = parallelize(model, parallel or ParallelConfig(), device, autocast)
+    uses_all = uses_all_parameters(len(model.encoders) - len(idle), loss, config)
+    engine = parallelize(model, parallel or ParallelConfig(), device, autocast, uses_all)
     muon_dtype, muon_reason = torch.bfloat16, ""
     if optim.muon_lr is not None:
         muon_dtype, muon_reason = kept_muon_precision(optim.muon_precision, device, model.config.width, folder)
@@ -222,6 +223,26 @@ def train(
     return TrainOutcome(done, seconds(), ended_early, float(peak), weights)
 
 
+def uses_all_parameters(num_modalities: int, loss: LossConfig, config: TrainConfig) -> bool:
+    """Whether a backward pass of any micro-batch reaches all trained parameters."""
+    both = loss.contrastive_weight > 0 and loss.captioning_weight > 0
+    return num_modalities == 1 and both and config.tuning != "frozen_then_all"
+
+
+def _check_reached(model: CoCa) -> None:
+    """Checks that the first step has reached all trained parameters.
+
+    Raises:
+        ValueError: it has not, which the contract of a modality rules out.
+    """
+    left_out = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    if left_out:
+        raise ValueError(
+            f"no gradient reaches {', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}; freeze what an "
+            "encoder does not use (requires_grad_(False)) or leave it out; multicoca.testing.check_modality finds it"
+        )
+
+
 def _update(
     model: CoCa, losses: dict[str, Tensor], optimizers: Optimizers, rates: Sequence[float], clip_norm: float
 ) -> dict[str, float]:
@@ -259,6 +280,8 @@ def _count_flops(
         if batch.modality not in log.flops:
             with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
                 accumulate_gradients(engine, [batch], loss, autocast)
+            if engine.uses_all:
+                _check_reached(engine.model)
             engine.model.zero_grad(set_to_none=True)
             log.flops[batch.modality] = counter.get_total_flops() / len(batch.ids)
 

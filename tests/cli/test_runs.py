@@ -1,4 +1,4 @@
-"""How signals end a run, from the first moment to the last."""
+"""How signals and errors end a run, from the first moment to the last."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import time
 import pytest
 from patience import DEADLINE_S
 
-from multicoca.distributed.launch import STOP_SIGNALS
+from multicoca.distributed.launch import STOP_SIGNALS, run_processes
 from multicoca.train.stopping import Stopped, StopSignal, stopping_at_once
 
 
@@ -65,3 +65,40 @@ def test_sigterm_to_all_processes_of_a_group_saves_with_data_workers_too(tmp_pat
         process.kill()
     (saved,) = (tmp_path / "shapes" / "checkpoints").iterdir()
     assert f"step {int(saved.name.removeprefix('step_'))} is saved" in log.read_text()
+
+
+def train_with_two(folder, *settings, status=0):
+    command = [sys.executable, "-m", "multicoca.cli.main", "train", *SETTINGS, f"output={folder}", "train.steps=1"]
+    command += ["train.cpu_processes=2", *settings]
+    environment = {**os.environ, "MULTICOCA_CACHE": str(folder / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def test_an_error_of_several_processes_is_said_once(tmp_path):
+    depth = "modalities.image.encoder.timm_options.depth=[]"
+    size = "modalities.image.processor.size_px=48"
+    for setting, message in ((depth, "cannot be built"), (size, "48 x 48 px")):
+        error = train_with_two(tmp_path, setting, status=2)
+        (line,) = [line for line in error.splitlines() if "training:" not in line and "writing" not in line]
+        assert line.startswith("multicoca train: ")
+        assert message in line
+
+
+def test_an_error_of_the_first_process_alone_ends_all_and_is_said_once(tmp_path):
+    assert "Warning" not in train_with_two(tmp_path)
+    error = train_with_two(tmp_path, "seed=4", status=2)
+    assert error.startswith("multicoca train: ")
+    assert error.count("holds a run with another configuration") == 1
+    assert error.count("\n") == 3
+
+
+def test_errors_that_differ_are_all_said(capfd):
+    run_processes(["-c", "from multicoca.cli.main import main; main(['evaluate', 'model=nowhere'])"], 2)
+    assert capfd.readouterr().err.count("multicoca evaluate: ") == 1
+    code = "import os; from multicoca.cli.main import main; main(['evaluate', 'model=nowhere' + os.environ['RANK']])"
+    run_processes(["-c", code], 2)
+    error = capfd.readouterr().err
+    assert "nowhere0" in error
+    assert "nowhere1" in error

@@ -95,7 +95,9 @@ def test_another_configuration_is_shown_and_accepted_only_when_asked(tmp_path, c
     opened(tmp_path)
     opened(tmp_path, evaluation=EvaluationConfig(batch_size=3))  # changes nothing that is trained
     changed = {"optim": OptimConfig(lr=0.5), "seed": 4}
-    with pytest.raises(ValueError, match=r"optim\.lr: 0\.0008 then, 0\.5 now\n  seed: 0 then, 4 now\n  so at.*\n.*accept_changes"):
+    with pytest.raises(
+        ValueError, match=r"optim\.lr: 0\.0008 then, 0\.5 now\n  seed: 0 then, 4 now\n  so at.*\n.*accept_changes"
+    ):
         opened(tmp_path, **changed)
     opened(tmp_path, **changed, accept_changes=True)
     assert "optim.lr: 0.0008 then, 0.5 now" in capsys.readouterr().out

@@ -14,15 +14,17 @@ from conftest import small_model
 from multicoca.cli.compose import compose_config
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps
+from multicoca.data.sample import Batch
 from multicoca.data.shapes.source import ShapesWorld
+from multicoca.distributed.parallelize import Engine
 from multicoca.eval.evaluator import EvaluationConfig
 from multicoca.eval.suite import evaluate
 from multicoca.runs.model_folder import build_bundle
 from multicoca.text.tokenizer import TextTokenizer
 from multicoca.train.checkpoint import whole_checkpoints
-from multicoca.train.loop import TrainConfig, train
+from multicoca.train.loop import TrainConfig, train, uses_all_parameters
 from multicoca.train.muon import Muon
-from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates, parameter_groups
+from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates, parameter_groups, set_tuning
 from multicoca.train.precision import choose_precision, kept_muon_precision, kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients
 
@@ -293,3 +295,28 @@ def test_steps_that_are_not_finite_are_left_out_and_too_many_stop_the_run(run_pa
         go(bundle, listing, steps, tmp_path, 20, max_bad_steps=3, checkpoint_every=4)
     assert [torch.equal(one, other) for one, other in pairwise(states)] == [False, True, False, True, True]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
+
+
+@pytest.mark.parametrize("tuning", ["all", "poolers", "frozen_encoder", "last_blocks"])
+@pytest.mark.parametrize("contrastive", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("pooler", ["cascade", "parallel", "shared", "none"])
+@pytest.mark.parametrize("form", [{}, {"caption_heads": "shared", "adapters": "where_needed", "cls_mask": "open_clip",
+                                       "multimodal_block": "open_clip"}])  # fmt: skip
+def test_with_one_modality_and_both_losses_a_pass_reaches_all_that_is_trained(tuning, contrastive, pooler, form):
+    if (tuning, pooler) == ("poolers", "none"):
+        pytest.skip("there is nothing to train")
+    assert uses_all_parameters(1, LossConfig(), TrainConfig(tuning=tuning))
+    model = small_model(encoders=("a",), pooler=pooler, contrastive=contrastive, **form)
+    set_tuning(model, tuning, last_blocks=1)
+    generator = torch.Generator().manual_seed(1)
+    inputs = {"x": torch.randn(4, 5, 6, generator=generator)}
+    ids, lengths = torch.randint(3, 50, (4, 9), generator=generator), torch.tensor([9, 4, 2, 7])
+    accumulate_gradients(Engine(model, model), [Batch("a", inputs, ids, lengths, ())], LossConfig())
+    assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
+
+
+def test_where_a_pass_may_leave_something_out_it_is_looked_for():
+    assert not uses_all_parameters(2, LossConfig(), TrainConfig())
+    assert not uses_all_parameters(1, LossConfig(contrastive_weight=0.0), TrainConfig())
+    assert not uses_all_parameters(1, LossConfig(captioning_weight=0.0), TrainConfig())
+    assert not uses_all_parameters(1, LossConfig(), TrainConfig(tuning="frozen_then_all", frozen_steps=3))
