@@ -114,7 +114,7 @@ def _run(arguments: list[str]) -> int:
         if run.outcome.signal_number is None and run.is_first:
             # alone from here on: an evaluation may take longer than ranks wait for each other
             torch.set_num_threads(available_cores())
-            _finish(config, run, "multicoca train " + " ".join(arguments))
+            _finish(run, "multicoca train " + " ".join(arguments))
     if run.outcome.signal_number is not None:
         raise Stopped(run.outcome.signal_number)
     return 0
@@ -125,6 +125,7 @@ class _Run:
     """What training leaves to the evaluation."""
 
     folder: Path
+    config: Config
     bundle: Bundle
     listing: Listing
     ledger: Ledger
@@ -142,6 +143,9 @@ def _train_run(config: Config, folder: Path, run_folder: RunFolder | None, devic
     model_folder = None if config.start_from is None else local_folder(config.start_from)
     before = None if model_folder is None else read_spec(model_folder)
     idle = [] if before is None else [name for name in before.modalities if not listing.of("train").get(name)]
+    kept = {name: own for name, own in config.modalities.items() if name not in listing.skipped or name in idle}
+    config = replace(config, modalities=kept)
+    processors = {name: processors[name] for name in kept}
     items = training_items(listing, [name for name in processors if name not in idle])
     if not items:
         raise ValueError(f"there are no training items for any of the modalities {', '.join(processors)}")
@@ -160,7 +164,7 @@ def _train_run(config: Config, folder: Path, run_folder: RunFolder | None, devic
         if before is not None:
             _announce_start(config, before, start, idle)
     outcome = _train(config, folder, bundle, listing, items, ledger, start, idle)
-    return _Run(folder, bundle, listing, ledger, data_s, outcome, rank() == 0)
+    return _Run(folder, config, bundle, listing, ledger, data_s, outcome, rank() == 0)
 
 
 def _announce_start(config: Config, before: ModelSpec, start: Start, idle: Sequence[str]) -> None:
@@ -311,9 +315,9 @@ def _usable(config: Config, bundle: Bundle, weights: dict[str, Tensor] | None) -
     return replace(bundle, network=network.to(training_device()))
 
 
-def _finish(config: Config, run: _Run, command: str) -> None:
+def _finish(run: _Run, command: str) -> None:
     """Evaluates and writes the model, results.json and the report."""
-    folder, bundle = run.folder, _usable(config, run.bundle, run.outcome.weights)
+    folder, config, bundle = run.folder, run.config, _usable(run.config, run.bundle, run.outcome.weights)
     bundle.network.eval()
     save(folder / "model", bundle, config, model_card(config, {}))  # first, for evaluation may fail
     started = time.perf_counter()

@@ -40,6 +40,7 @@ class Listing:
         listed: number of items by split and modality, the unusable ones included.
         captioned: the items with captions by split and modality, where there are others.
         roots: folders of manifests, which name files; a file outside of them may be somebody else's.
+        skipped: modalities that the source can have no items of, with the reason.
     """
 
     splits: dict[str, dict[str, Sequence[Item]]] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Listing:
     listed: dict[str, dict[str, int]] = field(default_factory=dict)
     captioned: dict[str, dict[str, Sequence[Item]]] = field(default_factory=dict)
     roots: list[Path] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def of(self, split: str) -> dict[str, Sequence[Item]]:
         """Returns the items of a split by modality; empty when there is no such split."""
@@ -89,17 +91,22 @@ class Folder:
             ValueError: the manifest cannot be used as a whole.
         """
         del seed  # the split depends on keys alone
-        folder, by_suffix = self.manifest.parent, modalities_by_suffix(processors)
+        folder, by_suffix = self.manifest.parent, readers_by_suffix(processors)
         listing = Listing(roots=[folder])
         listed: Counter[tuple[str, str]] = Counter()
         items: dict[tuple[str, str], list[Item]] = {}
         first_lines: dict[tuple[str, str], int] = {}
         for entry in _entries(self.manifest):
             split = self._split_of(entry)
-            modality = entry.value("modality") or by_suffix.get(os.path.splitext(entry.name)[1].lower(), "")
+            suffix = os.path.splitext(entry.name)[1].lower()
+            readers = by_suffix.get(suffix, ())
+            modality = entry.value("modality") or (readers[0] if len(readers) == 1 else "")
             listed[split, modality] += 1
             file = folder / entry.name if entry.name else self.manifest
-            reason = entry.reason or _unusable(file, modality, processors)
+            reason = entry.reason
+            if not reason and not modality and readers:
+                reason = ambiguous(suffix, readers)
+            reason = reason or _unusable(file, modality, processors)
             first = first_lines.setdefault((modality, entry.key), entry.lines[0]) if not reason else 0
             if not reason and first != entry.lines[0]:
                 reason = f"its key '{entry.key}' occurs twice, first in line {first}; keys must be unique"
@@ -288,10 +295,18 @@ def _why_missing(file: Path) -> str:
     return "the file does not exist"
 
 
-def modalities_by_suffix(processors: Mapping[str, Processor]) -> dict[str, str]:
-    """Returns the first modality that reads files of each suffix."""
-    by_suffix: dict[str, str] = {}
+def readers_by_suffix(processors: Mapping[str, Processor]) -> dict[str, list[str]]:
+    """Returns the modalities that read files of each suffix."""
+    readers: dict[str, list[str]] = {}
     for modality, processor in processors.items():
-        for suffix in processor.suffixes:
-            by_suffix.setdefault(suffix, modality)
-    return by_suffix
+        for suffix in dict.fromkeys(processor.suffixes):
+            readers.setdefault(suffix, []).append(modality)
+    return readers
+
+
+def ambiguous(suffix: str, readers: Sequence[str]) -> str:
+    """Says that nothing tells which modality an item of this suffix is for."""
+    return (
+        f"its suffix '{suffix}' is read by {' and '.join(readers)}; say which by \"modality\" beside its text, or "
+        "choose one of them"
+    )

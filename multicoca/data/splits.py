@@ -51,7 +51,7 @@ def evaluation_splits(listing: Listing, modalities: Iterable[str]) -> dict[str, 
 def left_aside(listing: Listing, modalities: Sequence[str]) -> list[str]:
     """Returns a sentence for each kind of item that a run does not use, with how many there are."""
     used = evaluation_splits(listing, modalities)
-    lines = []
+    lines = [f"{modality} is left out: {reason}" for modality, reason in listing.skipped.items()]
     items = listing.with_captions(TRAIN)
     for modality in modalities:
         without = len(listing.of(TRAIN).get(modality, ())) - len(items.get(modality, ()))

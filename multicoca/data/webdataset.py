@@ -17,7 +17,7 @@ from multicoca.data.annotations import TEST, TRAIN, decode_text, parse_json, par
 from multicoca.data.sample import Item, Problem
 from multicoca.data.shard_index import ShardIndex, index_shards, opened
 from multicoca.data.shard_scan import TEXT_KEYS
-from multicoca.data.sources import Listing, check_share
+from multicoca.data.sources import Listing, ambiguous, check_share, readers_by_suffix
 from multicoca.data.storage import Member, find_files
 from multicoca.modality import Processor
 
@@ -92,6 +92,7 @@ class WebDataset:
 
 _ROW = np.dtype([("place", np.int64), ("hash", np.uint64), ("split", np.int32), ("modality", np.int32),
                  ("usable", np.bool_), ("captioned", np.bool_)])  # fmt: skip
+_UNREAD, _AMBIGUOUS = -1, -2  # in the place of a modality's number
 
 
 def _media(
@@ -112,6 +113,13 @@ def _media(
     table["place"], table["hash"] = (number << _ROW_BITS) + rows, arrays["hash"][sample]
     table["split"], table["modality"] = split_of[sample], modality[rows]
     table["captioned"] = arrays["captions"][sample] > 0
+    for row in np.flatnonzero(modality == _AMBIGUOUS).tolist():
+        own, member = int(arrays["sample"][row]), index.member(row)
+        suffix = PurePosixPath(str(member)).suffix.lower()
+        reason = bad.get(own) or ambiguous(suffix, readers_by_suffix(processors)[suffix])
+        listing.problems.append(Problem(index.record(own)["key"], str(member), reason, splits[split_of[own]]))
+        counts = listing.listed.setdefault(splits[split_of[own]], {})
+        counts["unknown"] = counts.get("unknown", 0) + 1
     is_first = np.zeros(len(rows), bool)
     is_first[np.unique(sample.astype(np.int64) * len(names) + modality[rows], return_index=True)[1]] = True
     table["usable"] = is_first & ~np.isin(sample, np.array(list(bad), np.uint32))
@@ -121,7 +129,7 @@ def _media(
         file, key = str(index.member(int(rows[row]))), index.record(own)["key"]
         listing.problems.append(Problem(key, file, reason, splits[split_of[own]], name))
     readable = ", ".join(sorted({suffix for processor in processors.values() for suffix in processor.suffixes}))
-    for own in np.setdiff1d(np.arange(len(split_of)), sample).tolist():
+    for own in np.setdiff1d(np.arange(len(split_of)), arrays["sample"][modality != _UNREAD]).tolist():
         key, split = index.record(own)["key"], splits[split_of[own]]
         media = arrays["suffix"][arrays["sample"] == own].tolist()
         has = ", ".join("." + index.about["suffixes"][suffix] for suffix in media) or "none but its description"
@@ -135,23 +143,27 @@ def _media(
 
 
 def _modalities(index: ShardIndex, processors: Mapping[str, Processor]) -> np.ndarray:
-    """Returns which modality reads each media file, -1 for none: the one that its sample names, or by its suffix.
+    """Returns which modality reads each media file: the one that its sample names, or by its suffix.
 
     The last ending counts. Beside x.jpg, x.mask.png is no other picture of the sample but something about it.
     """
     names, arrays = list(processors), index.arrays
     suffixes = [PurePosixPath(f"x.{suffix}").suffix.lower() for suffix in index.about["suffixes"]]
-    readers = [[names.index(name) for name in names if suffix in processors[name].suffixes] for suffix in suffixes]
-    found = np.array([numbers[0] if numbers else -1 for numbers in readers], int)[arrays["suffix"]]
+    by_suffix = readers_by_suffix(processors)
+    numbers = []
+    for suffix in suffixes:
+        readers = by_suffix.get(suffix, ())
+        numbers.append(names.index(readers[0]) if len(readers) == 1 else _AMBIGUOUS if readers else _UNREAD)
+    found = np.array(numbers, int)[arrays["suffix"]]
     for code, name in enumerate(index.about["modalities"]):
         if name:
             can_read = np.array([name in names and suffix in processors[name].suffixes for suffix in suffixes], bool)
             is_named = arrays["modality"][arrays["sample"]] == code
-            chosen = np.where(can_read[arrays["suffix"]], names.index(name) if name in names else -1, -1)
+            chosen = np.where(can_read[arrays["suffix"]], names.index(name) if name in names else _UNREAD, _UNREAD)
             found = np.where(is_named, chosen, found)
     has_dot = np.array(["." in suffix for suffix in index.about["suffixes"]], bool)[arrays["suffix"]]
-    own = arrays["sample"].astype(np.int64) * len(names) + found
-    return np.where(has_dot & np.isin(own, own[~has_dot & (found >= 0)]), -1, found)
+    own = arrays["sample"].astype(np.int64) * (len(names) + 2) + found
+    return np.where(has_dot & np.isin(own, own[~has_dot & (found != _UNREAD)]), _UNREAD, found)
 
 
 def _refuse_repeated_keys(

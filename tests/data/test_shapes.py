@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from number_files import Numbers
 
 from multicoca.build import build_processors
 from multicoca.cli.compose import compose_config
@@ -13,6 +14,7 @@ from multicoca.data.shapes import attribute_score, captions_of, draw_scene, vali
 from multicoca.data.shapes.geometry import front_view, surface_points
 from multicoca.data.shapes.scene import HELD_OUT, Scene, SceneObject
 from multicoca.data.shapes.source import ShapesWorld
+from multicoca.data.splits import left_aside
 
 FACTS = [frozenset(), frozenset({"motion"}), frozenset({"depth"})]
 SCENES = [draw_scene(0, "train", index) for index in range(200)]
@@ -150,3 +152,13 @@ def test_captions_are_sentences_of_plain_words():
     for scene in SCENES[:50]:
         for caption in captions_of(scene, frozenset({"motion"}), 4):
             assert re.fullmatch(r"[a-z ,]+", caption)
+
+
+def test_modalities_that_cannot_draw_it_are_skipped_with_the_reason(tmp_path, processors):
+    world = ShapesWorld(4, 2, 2, 1, root=tmp_path)
+    listing = world.list_items({"numbers": Numbers(), **processors}, 0)
+    assert set(listing.of("train")) == set(processors)
+    assert "no `render`" in listing.skipped["numbers"]
+    assert left_aside(listing, list(processors))[0].startswith("numbers is left out: its processor has no `render`")
+    with pytest.raises(ValueError, match="none of numbers can draw the shapes world"):
+        world.list_items({"numbers": Numbers()}, 0)

@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-from number_files import PROCESSORS
+from number_files import PROCESSORS, Numbers
 
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.sample import Problem
 from multicoca.data.sources import Folder
+from multicoca.data.splits import training_items
 
 
 def write(folder: Path, lines: list) -> Path:
@@ -61,6 +62,27 @@ def test_each_unusable_line_is_a_problem_with_its_reason(tmp_path, line, reason)
     name = line.get("file_name") if isinstance(line, dict) else "good.num" if "good" in line else None
     name = None if name == "x\0.num" else name  # it can be the name of no file
     assert listing.problems[0].file == str(tmp_path / (name or "metadata.jsonl"))
+
+
+class OtherNumbers(Numbers):
+    """A second modality that reads the same files."""
+
+
+def test_of_two_modalities_that_read_a_suffix_the_line_names_one_or_is_a_problem(tmp_path):
+    lines = [
+        {"file_name": "a.num", "text": "one", "modality": "others"},
+        {"file_name": "b.num", "text": "two", "modality": "numbers"},
+        {"file_name": "c.num", "text": "three"},
+        {"file_name": "d.let", "text": "four"},
+    ]
+    processors = {**PROCESSORS, "others": OtherNumbers()}
+    listing = Folder(write(tmp_path, lines), 0.0).list_items(processors, 0)
+    keys = {modality: [item.key for item in items] for modality, items in listing.of("train").items()}
+    assert keys == {"others": ["a.num"], "numbers": ["b.num"], "letters": ["d.let"]}
+    (problem,) = listing.problems
+    assert "its suffix '.num' is read by numbers and others; say which by \"modality\"" in problem.reason
+    with pytest.raises(ValueError, match="no training items for the modality 'numbers'.*is read by numbers and others"):
+        training_items(Folder(write(tmp_path, [lines[2]]), 0.0).list_items(processors, 0), ["numbers"])
 
 
 def test_an_unusable_line_counts_for_the_modality_that_it_names(tmp_path):

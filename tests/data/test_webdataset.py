@@ -97,6 +97,23 @@ def test_a_key_that_occurs_in_two_shards_counts_once(tmp_path):
     assert listing.listed == {"train": {"numbers": 4}}
 
 
+class OtherNumbers(Numbers):
+    """A second modality that reads the same files."""
+
+
+def test_of_two_modalities_that_read_a_suffix_the_sample_names_one_or_is_a_problem(tmp_path):
+    members = {}
+    for key, modality in (("1", "others"), ("2", "numbers"), ("3", ""), ("4", "")):
+        members |= {f"{key}.num": key, f"{key}.txt": "text", f"{key}.json": {"modality": modality}}
+    members |= {"4.let": "d", "4.about.num": "4"}
+    write_tar(tmp_path / "a.tar", members)
+    listing = WebDataset(tmp_path, 0.0).list_items({**PROCESSORS, "others": OtherNumbers()}, 0)
+    keys = {modality: [item.key for item in items] for modality, items in listing.of("train").items()}
+    assert keys == {"others": ["a/1"], "numbers": ["a/2"], "letters": ["a/4"]}
+    assert [(problem.key, problem.file[-5:]) for problem in listing.problems] == [("a/3", "3.num"), ("a/4", "4.num")]
+    assert all("is read by numbers and others; say which by" in problem.reason for problem in listing.problems)
+
+
 def test_a_sample_with_two_files_of_a_modality_gives_the_first(tmp_path):
     class Both(Numbers):
         suffixes = (".num", ".dec")

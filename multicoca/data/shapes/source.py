@@ -58,12 +58,17 @@ class ShapesWorld:
         """Writes what is missing, checks what is there and lists all of it.
 
         Raises:
-            ValueError: a modality cannot draw scenes.
+            ValueError: no modality can draw scenes; those that cannot have no items.
         """
-        listing = Listing()
-        for modality, processor in processors.items():
-            if not isinstance(processor, SceneRenderer):
-                raise ValueError(f"the modality '{modality}' has no `render`, so it cannot draw the shapes world")
+        renderers = {name: own for name, own in processors.items() if isinstance(own, SceneRenderer)}
+        if not renderers:
+            raise ValueError(
+                f"none of {', '.join(processors)} can draw the shapes world: their processors have no `render`; choose "
+                "data of your own, for example data=folder data.root=FOLDER"
+            )
+        unable = "its processor has no `render`, so it cannot draw the shapes world"
+        listing = Listing(skipped={name: unable for name in processors if name not in renderers})
+        for modality, processor in renderers.items():
             for split, count in self.counts.items():
                 folder = self._prepare(modality, processor, split, count, seed)
                 own = Folder(folder).list_items({modality: processor}, seed)
