@@ -3,10 +3,16 @@
     model = multicoca.load("runs/shapes/model")
     model.caption(["photo.jpg", "clip.mp4"])
 
-The names are imported on first use, so that the command line can set up its process before torch comes.
+The names are imported on first use, so that a command starts at once.
+
+Where torch is not loaded yet, its threads are told to wait asleep (OMP_WAIT_POLICY, unless it is set). Their default is
+to spin, and with a data worker or anything else on the same cores a spinning thread keeps the one it waits for from
+running; a training step then takes up to fifty times as long.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Caption", "DecodingConfig", "Description", "MultiCoCa", "Problem", "Transform", "UnreadableFileError", "load",
 ]  # fmt: skip
+
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _MODULES = {
     "Caption": "model.bundle", "DecodingConfig": "model.generate", "Description": "api", "MultiCoCa": "api",

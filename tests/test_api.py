@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -571,3 +572,11 @@ def test_types_are_packaged():
         assert (package / "py.typed").is_file()
         assert "py.typed" in data[package.name]
     assert len(packages) == 4
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_asleep_unless_the_user_says_otherwise(before, after):
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "import multicoca, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | before, check=True)
+    assert done.stdout.split() == [after, "False"]

@@ -153,10 +153,36 @@ class HalvingConv(nn.Conv2d):
         """Convolves; height and width must be even."""
         if features.device.type != "cpu":
             return super().forward(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        height, width = features.shape[1:3]
-        padded = functional.pad(features, (0, 0, 1, 1, 1, 1))
-        shifts = [padded[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
-        return functional.linear(torch.cat(shifts, dim=-1), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        return functional.linear(_Neighbors.apply(features), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+
+
+class _Neighbors(torch.autograd.Function):
+    """The 3x3 neighbours of every second place side by side, zeros beyond the border.
+
+    Autograd's own backward pass through nine slices fills, copies and adds the whole map nine times; this one adds
+    each slice in place, which halves the time of the convolutions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, features: Float[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch half_height half_width channels*9"]:
+        ctx.shape = features.shape
+        return torch.cat(_shifts(functional.pad(features, (0, 0, 1, 1, 1, 1))), dim=-1)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        batch, height, width, channels = ctx.shape
+        padded = gradient.new_zeros(batch, height + 2, width + 2, channels)
+        for shift, own in zip(_shifts(padded), gradient.split(channels, dim=-1), strict=True):
+            shift += own
+        return padded[:, 1:-1, 1:-1]
+
+
+def _shifts(padded: Tensor) -> list[Tensor]:
+    """Returns views of a padded map, one for each place of the 3x3 window, row by row."""
+    height, width = padded.shape[1] - 2, padded.shape[2] - 2
+    return [padded[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

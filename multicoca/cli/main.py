@@ -1,9 +1,4 @@
-"""The `multicoca` command: finds the subcommand and turns errors of the user's into one readable line.
-
-It also decides how torch's threads wait, which must be known before torch is loaded: asleep. Their default is to
-spin, and with a data worker or anything else on the same cores a spinning thread keeps the one it waits for from
-running; a training step then takes up to fifty times as long.
-"""
+"""The `multicoca` command: finds the subcommand and turns errors of the user's into one readable line."""
 
 from __future__ import annotations
 
@@ -51,7 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
         unknown = f"there is no command '{printable(command)}'; choose one of {', '.join(COMMANDS)}"
         print(f"multicoca: {unknown}", file=sys.stderr)
         return 2
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module = {"export": "convert"}.get(command, command)
     try:
         status = vars(importlib.import_module(f"multicoca.cli.{module}"))[f"run_{command}"](rest)

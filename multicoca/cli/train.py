@@ -6,12 +6,8 @@ model/, results.json, report.html.
 
 from __future__ import annotations
 
-import os
-
-if __name__ == "__main__":  # by torchrun; it must be known before torch is loaded, see `multicoca.cli.main`
-    os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
