@@ -120,7 +120,13 @@ def register() -> None:
     """Makes the schema known to Hydra under the name `multicoca_schema`."""
     node = _writable(OmegaConf.structured(_with_nothing_set()))
     # their keys are names, which may be added without a plus
-    for names in (node.data.weights, node.data.batch_sizes, node.optim.lr_scale, node.modalities):
+    for names in (
+        node.data.weights,
+        node.data.batch_sizes,
+        node.optim.lr_scale,
+        node.modalities,
+        node.evaluation.templates,
+    ):
         OmegaConf.set_struct(names, False)
     ConfigStore.instance().store(name="multicoca_schema", node=node)
 

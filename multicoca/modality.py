@@ -8,8 +8,11 @@ picklable object without parameters), the `Encoder` goes to the training device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENTRY_POINT_GROUP", "HEAD_BYTES", "ContentRecognizer", "Encoder", "FullPrecisionEncoder", "Modality",
     "ObjectReader", "Processor", "Remarker", "Resizable", "SceneRenderer", "TensorBoardViewer", "UnreadableFileError",
-    "as_array", "check_sizes", "installed_modalities", "require",
+    "as_array", "check_sizes", "configuration_folders", "installed_modalities", "require",
 ]  # fmt: skip
 ENTRY_POINT_GROUP = "multicoca.modalities"
 HEAD_BYTES = 1024  # of a file, by which a `ContentRecognizer` knows it
@@ -215,6 +218,15 @@ def installed_modalities() -> Mapping[str, EntryPoint]:
     is what a processor or an encoder takes as an argument.
     """
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def configuration_folders() -> list[Traversable]:
+    """Returns the `configs` folders of the modality packages that have one and can be imported."""
+    folders = []
+    for point in installed_modalities().values():
+        with suppress(ModuleNotFoundError):  # `doctor` reports packages that cannot be imported
+            folders.append(files(point.value) / "configs")
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def check_sizes(least: int = 1, most: int = MAX_SIZE, **sizes: int) -> None:

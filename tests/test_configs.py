@@ -20,7 +20,12 @@ GROUPS = {
     for group in CONFIGS.rglob("*")
     if group.is_dir() and not group.name.startswith("_")
 }
-CHOICES = [(group, name) for group, names in sorted(GROUPS.items()) for name in names if group != "hydra/launcher"]
+CHOICES = [
+    (group, name)
+    for group, names in sorted(GROUPS.items())
+    for name in names
+    if group not in ("hydra/launcher", "templates")
+]
 ROLES = ("source", "processor", "encoder", "part")
 TOP = {"train", "train_shapes", "train_from", "evaluate"}
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from multicoca.config import Config, from_hydra, register, sets_sizes, to_yaml
-from multicoca.modality import installed_modalities
+from multicoca.modality import configuration_folders, installed_modalities
 from multicoca.model.spec import ModelSpec
 from multicoca.runs.model_folder import local_folder, read_spec
 
@@ -121,7 +121,7 @@ def _quoted(override: str) -> str:
 
 def search_path() -> list[str]:
     """Returns the override that adds the `configs` folders of modality packages from elsewhere."""
-    folders = [f"file://{Path(str(folder))}" for folder in _folders_of_modalities()]
+    folders = [f"file://{Path(str(folder))}" for folder in configuration_folders()]
     return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
 
 
@@ -137,24 +137,12 @@ def print_help(name: str, text: str) -> int:
 
 def _folders() -> list[Any]:
     """Returns the folders with configurations: the packaged ones and those of modality packages from elsewhere."""
-    return [files(CONFIG_MODULE), *_folders_of_modalities()]
-
-
-def _folders_of_modalities() -> list[Any]:
-    folders = []
-    for point in installed_modalities().values():
-        try:
-            folder = files(point.value) / "configs"
-        except ModuleNotFoundError:
-            continue  # `doctor` reports packages that cannot be imported
-        if folder.is_dir():
-            folders.append(folder)
-    return folders
+    return [files(CONFIG_MODULE), *configuration_folders()]
 
 
 def _groups() -> list[str]:
     found = {path.name for folder in _folders() for path in folder.iterdir() if path.is_dir()}
-    return sorted(name for name in found if name[0] not in "_." and _choices(name))
+    return sorted(name for name in found - {"templates"} if name[0] not in "_." and _choices(name))
 
 
 def _choices(group: str) -> list[str]:

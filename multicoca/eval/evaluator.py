@@ -8,7 +8,7 @@ reference is looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import permutations
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from multicoca.data.loader import evaluation_batches
 from multicoca.data.sample import Item, Problem
 from multicoca.eval.captioning import caption_metrics
-from multicoca.eval.prompts import templates_named
+from multicoca.eval.prompts import check_templates, templates_for
 from multicoca.eval.retrieval import across_retrieval, averaged_retrieval
 from multicoca.eval.zero_shot import (
     class_embeddings,
@@ -42,7 +42,8 @@ class EvaluationConfig:
         gallery: items of a retrieval gallery, no two with a caption in common.
         draws: galleries to average over.
         captions_per_item: captions of each item that retrieval uses; None for all.
-        templates: name of the prompts for zero-shot classification by `label`.
+        templates: of zero-shot classification by `label`, see `multicoca.eval.prompts`: a name for all modalities, or
+            by modality a name or sentences.
         likelihood: classify by `label` also by how likely the decoder finds each class's sentences; it reads every
             sentence once for each item.
         meteor: also score METEOR where Java is installed; its program takes some seconds for each modality.
@@ -53,7 +54,7 @@ class EvaluationConfig:
     gallery: int = 256
     draws: int = 20
     captions_per_item: int | None = None
-    templates: str = "photo"
+    templates: Any = field(default_factory=dict)
     likelihood: bool = False
     meteor: bool = True
     batch_size: int = 64
@@ -65,7 +66,7 @@ class EvaluationConfig:
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"evaluation.{name} is {number}; expected at least 1")
-        templates_named(self.templates)  # an unknown name is an error before training, not after it
+        check_templates(self.templates)  # an unknown name is an error before training, not after it
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,10 @@ def evaluate_modality(
         result["captioning"] = captioning(answers, judge, config.meteor) | {"listed": listed}
     labelled = [index for index, item in enumerate(answers.items) if item.label is not None]
     if labelled:
-        classes = class_embeddings(bundle.embed_text, answers.classes, templates_named(config.templates))
+        said, templates = templates_for(config.templates, answers.items[0].modality)
+        classes = class_embeddings(bundle.embed_text, answers.classes, templates)
         labels = torch.tensor([answers.classes.index(answers.items[index].label) for index in labelled])
-        about = {"templates": config.templates, "listed": listed}
+        about = {"templates": said, "listed": listed}
         found = {"label": zero_shot_accuracy(answers.embeddings[labelled], classes, labels) | about}
         if answers.likelihoods is not None:
             found["label_by_likelihood"] = classification_accuracy(answers.likelihoods[labelled], labels) | about

@@ -18,7 +18,7 @@ from multicoca.eval.evaluator import (
     evaluate_across,
     evaluate_modality,
 )
-from multicoca.eval.prompts import templates_named
+from multicoca.eval.prompts import templates_for
 from multicoca.eval.shapes import attribute_accuracy, scene_judge
 from multicoca.model.bundle import Bundle
 
@@ -51,7 +51,7 @@ def evaluate(
     ]
     for modality, split in splits.items():
         items, listed = listing.of(split).get(modality, ()), listing.listed[split][modality]
-        templates = templates_named(config.templates) if config.likelihood else ()
+        templates = templates_for(config.templates, modality)[1] if config.likelihood else ()
         found = answers[modality] = answer(bundle, modality, items, config.batch_size, num_workers, templates)
         problems.extend(replace(problem, split=split) for problem in found.problems)
         judge = scene_judge(found.items, bundle.processors[modality])
