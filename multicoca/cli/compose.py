@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +21,7 @@ from multicoca.model.spec import ModelSpec
 from multicoca.runs.model_folder import local_folder, read_spec
 
 CONFIG_MODULE = "multicoca_configs"
+_LONGEST_NAME = 150  # of a folder; file systems allow 255 bytes
 
 
 def compose_config(name: str, overrides: list[str]) -> Config:
@@ -53,6 +56,34 @@ def _composed_training(overrides: list[str]) -> DictConfig:
     if composed.start_from is not None:
         return _composed("train_from", overrides)
     return composed if composed.hydra.runtime.choices.data == "shapes" else _composed("train", overrides)
+
+
+def split_sweep(overrides: list[str]) -> list[tuple[list[str], str]]:
+    """Returns (overrides, what distinguishes them) of each run of a sweep, such as `optim.lr=1e-3,3e-4 seed=0,1`.
+
+    Raises:
+        ValueError: an override cannot be parsed, or none has several values.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(map(_quoted, overrides)))
+        choices = [
+            [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+            if each.is_sweep_override()
+            else [text]
+            for each, text in zip(parsed, overrides, strict=True)
+        ]
+    except HydraException as error:
+        raise ValueError(_what_is_wrong(error)) from error
+    if all(len(values) == 1 for values in choices):
+        raise ValueError("there is nothing to sweep over; give some setting several values, as in seed=0,1")
+    runs = []
+    for chosen in product(*choices):
+        differs = [own for own, values in zip(chosen, choices, strict=True) if len(values) > 1]
+        name = "+".join(re.sub(r"[^\w.-]+", "_", own.lstrip("+")) for own in differs)
+        if len(name) > _LONGEST_NAME or any(name == other for _, other in runs):
+            name = f"{name[:_LONGEST_NAME]}_{len(runs)}"
+        runs.append((list(chosen), name))
+    return runs
 
 
 def compose_reading(overrides: list[str]) -> Config:

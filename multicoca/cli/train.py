@@ -24,7 +24,8 @@ from multicoca.build import build, build_processors
 from multicoca.cli.cluster import is_launcher, queue_again, submit
 from multicoca.cli.compose import compose_training, print_help
 from multicoca.cli.results import log_answers, model_card, summary, write_run_report
-from multicoca.config import Config
+from multicoca.cli.sweep import SWEEP, run_sweep
+from multicoca.config import Config, to_yaml
 from multicoca.convert.clip_tokenizer import clip_tokenizer
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, usable_workers
@@ -59,15 +60,19 @@ from multicoca.train.metrics import PeakMemory
 from multicoca.train.optim import TUNING
 from multicoca.train.stopping import Stopped, stopping_at_once
 
-HELP = """usage: multicoca train [KEY=VALUE ...]
+HELP = """usage: multicoca train [--cfg job] [--multirun] [KEY=VALUE ...]
 
 Trains one model on all configured modalities, evaluates it and writes runs/NAME/report.html.
 Without arguments it trains on the built-in shapes world. On several GPUs:
 torchrun --nproc-per-node 8 -m multicoca.cli.train [KEY=VALUE ...]
 
+--cfg job prints the configuration of the run and trains nothing. --multirun (-m) trains every combination of values,
+as in optim.lr=1e-3,3e-4 seed=0,1, one after the other in runs/NAME/COMBINATION.
+
 Groups to choose from, for example experiment=shapes_long or modality=[image]:
 """
 
+_SHOW = ("--cfg", "-c", "--cfg=job")  # as Hydra has it, with "job" as the next argument
 _SHORTER = "experiment=shapes_quick is a first look in about two minutes"
 
 
@@ -75,6 +80,12 @@ def run_train(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     if any(argument in ("-h", "--help") for argument in arguments):
         return print_help("train_shapes", HELP)
+    if any(argument in _SHOW for argument in arguments):
+        overrides = [argument for argument in arguments if argument not in (*_SHOW, "job")]
+        print(to_yaml(compose_training(overrides)), end="")
+        return 0
+    if any(argument in SWEEP for argument in arguments):
+        return run_sweep(arguments)
     if any(is_launcher(argument) for argument in arguments):
         job = submit(arguments)
         print(f"job {job.job_id}; its output: {job.paths.stdout}")

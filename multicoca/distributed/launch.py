@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -101,40 +102,43 @@ def run_processes(arguments: list[str], count: int) -> int:
         The exit status of rank 0, or of the first that failed.
     """
     with tempfile.TemporaryDirectory(prefix="multicoca_ranks_") as folder:
-        return _run_ranks(arguments, count, Path(folder))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+        shared["OMP_NUM_THREADS"] = str(max(1, available_cores() // count))
+        environments = [
+            {**shared, "RANK": rank, "LOCAL_RANK": rank, _ERROR_FILE: str(Path(folder) / rank / "error.json")}
+            for rank in map(str, range(count))
+        ]
+        return _run_all(arguments, environments)
 
 
-def _run_ranks(arguments: list[str], count: int, folder: Path) -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    shared["OMP_NUM_THREADS"] = str(max(1, available_cores() // count))
-    ranks = [
+def run_process(arguments: list[str]) -> int:
+    """Runs `python arguments` as `run_processes` does, but alone and not as a rank; returns its exit status."""
+    return _run_all(arguments, [{}])
+
+
+def _run_all(arguments: list[str], environments: Sequence[Mapping[str, str]]) -> int:
+    processes = [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env={
-                **os.environ,
-                **shared,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                _ERROR_FILE: str(folder / str(rank) / "error.json"),
-            },
+            env={**os.environ, **environment},
             start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
-        for rank in range(count)
+        for environment in environments
     ]
 
     def pass_on(number: int, interrupted: object) -> None:
         del interrupted
-        for process in ranks:
+        for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     previous = {number: signal.signal(number, pass_on) for number in heeded_signals()}
     try:
-        return _wait(ranks)
+        return _wait(processes)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -24,8 +24,8 @@ def templates_for(chosen: Any, modality: str) -> tuple[str | list[str], tuple[st
     """Returns what a modality's results say of its templates, and the templates.
 
     Args:
-        chosen: the name of a set for all modalities, or by modality a name or sentences. A modality that is left out has
-            the set of its own name, or "photo" if there is none.
+        chosen: the name of a set for all modalities, or by modality a name or sentences. A modality that is left out
+            has the set of its own name, or "photo" if there is none.
         modality: which one.
     """
     if isinstance(chosen, Mapping):

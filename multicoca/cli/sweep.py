@@ -1,0 +1,48 @@
+"""Several trainings by one command: `multicoca train --multirun optim.lr=1e-3,3e-4 seed=0,1`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from multicoca.cli.cluster import is_launcher, submit
+from multicoca.cli.compose import compose_training, split_sweep
+from multicoca.distributed.launch import STOP_SIGNALS, is_launched, run_process
+from multicoca.terminal import printable
+
+SWEEP = ("-m", "--multirun")
+
+
+def run_sweep(arguments: Sequence[str]) -> int:
+    """Trains every combination of the values, one after the other, in a folder NAME/COMBINATION each.
+
+    A training that fails does not end the others; a signal ends all, and the same command goes on. With a launcher each
+    combination is a job of its own.
+
+    Returns:
+        The exit status: 0, 1 where a training has failed, 128 + its number after a signal.
+
+    Raises:
+        ValueError: the settings of a combination are wrong, so that none is trained, or torchrun has started this.
+    """
+    if is_launched():
+        raise ValueError("a sweep starts its own processes; call torchrun for each combination, or use hydra/launcher")
+    runs = split_sweep([argument for argument in arguments if argument not in SWEEP])
+    named = [[*run, f"name={compose_training(run).name}/{combination}"] for run, combination in runs]
+    failed = []
+    for number, run in enumerate(named, 1):
+        name = run[-1].removeprefix("name=")
+        print(f"run {number} of {len(named)}: {printable(name)}", flush=True)
+        if any(map(is_launcher, run)):
+            job = submit(run)
+            print(f"job {job.job_id}; its output: {job.paths.stdout}")
+            continue
+        status = run_process(["-m", "multicoca.cli.train", *run])
+        if status - 128 in STOP_SIGNALS:
+            return status
+        if status:
+            failed.append(name)
+    if failed:
+        said = ", ".join(map(printable, failed))
+        print(f"multicoca train: {len(failed)} of {len(named)} runs failed: {said}", file=sys.stderr)
+    return int(bool(failed))
