@@ -51,6 +51,7 @@ class DataConfig(MixtureConfig):
     decode_timeout_s: float = DEFAULT_TIMEOUT_S
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.decode_timeout_s > 0:
             raise ValueError(f"data.decode_timeout_s is {self.decode_timeout_s}; expected a number of seconds above 0")
         sizes = {"batch_size": self.batch_size} | {f"batch_sizes.{name}": n for name, n in self.batch_sizes.items()}

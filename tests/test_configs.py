@@ -158,7 +158,12 @@ def test_every_target_of_the_configurations_is_allowed():
 
 
 def test_settings_by_modality_need_no_plus():
-    overrides = ["optim.lr_scale.image=0.1", "data.batch_sizes.video=8", "data.weights={image:3}"]
+    overrides = [
+        "optim.lr_scale.image=0.1",
+        "data.batch_sizes.video=8",
+        "data.weights={image:3}",
+        "data.batches_per_step=8",
+    ]
     config = compose_config("train_shapes", overrides)
     assert (config.optim.lr_scale, config.data.batch_sizes, config.data.weights) == (
         {"image": 0.1}, {"video": 8}, {"image": 3.0},
@@ -192,3 +197,16 @@ def test_video_agrees_with_an_image_encoder_by_the_overrides_that_its_file_gives
     for constant in ("mean", "std"):
         ours, theirs = (torch.tensor(vars(processor)[constant]).expand(3) for processor in (video, image))
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("optim.lr_scale.sound=1", "optim.lr_scale names sound; the modalities are image"),
+     ("data.batch_sizes.sound=3", "data.batch_sizes names sound"), ("data.micro_batches=0", "micro_batches is 0"),
+     ("evaluation.templates.sound=photo", "evaluation.templates names sound"), ("parallel.shard=0", "shard is 0"),
+     ("train.cpu_processes=-1", "cpu_processes is -1"), ("train.last_blocks=-1", "last_blocks is -1"),
+     ("data.temperature=0", "temperature is 0"), ("data.weights.image=2", "without data.batches_per_step")],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_at_composition(setting, message):
+    with pytest.raises(ValueError, match=message):
+        compose_training([setting])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from multicoca.config import Config, from_hydra, register, sets_sizes, to_yaml
+from multicoca.data.order import keyed_number
 from multicoca.modality import configuration_folders, installed_modalities
 from multicoca.model.spec import ModelSpec
 from multicoca.runs.model_folder import local_folder, read_spec
@@ -42,12 +45,23 @@ def compose_training(overrides: list[str]) -> Config:
     """
     composed = _composed_training(overrides)
     if composed.start_from is not None:
-        return _to_config(composed, read_spec(local_folder(composed.start_from)))
+        return _with_known_names(_to_config(composed, read_spec(local_folder(composed.start_from))))
     if not sets_sizes(composed):
         raise ValueError(f"no size is chosen for the model; add model={' or model='.join(_choices('model'))}")
     if not composed.modalities:
         raise ValueError(f"no modality is chosen; add some of modality=[{','.join(_choices('modality'))}]")
-    return _to_config(composed)
+    return _with_known_names(_to_config(composed))
+
+
+def _with_known_names(config: Config) -> Config:
+    """Returns the configuration; raises ValueError where a setting by modality is for one that is not there."""
+    by_name = {"optim.lr_scale": config.optim.lr_scale, "data.weights": config.data.weights}
+    by_name |= {"data.batch_sizes": config.data.batch_sizes, "evaluation.templates": config.evaluation.templates}
+    for key, named in by_name.items():
+        unknown = [] if isinstance(named, str) else [name for name in named if name not in config.modalities]
+        if unknown:
+            raise ValueError(f"{key} names {', '.join(unknown)}; the modalities are {', '.join(config.modalities)}")
+    return config
 
 
 def _composed_training(overrides: list[str]) -> DictConfig:
@@ -66,6 +80,10 @@ def split_sweep(overrides: list[str]) -> list[tuple[list[str], str]]:
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(map(_quoted, overrides)))
+        keys = Counter(each.get_key_element() for each in parsed)
+        for each in parsed:
+            if each.is_sweep_override() and (keys[each.get_key_element()] > 1 or isinstance(each.value(), Glob)):
+                raise ValueError(f"{each.input_line} cannot be swept over; give the values once, with commas")
         choices = [
             [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
             if each.is_sweep_override()
@@ -80,10 +98,11 @@ def split_sweep(overrides: list[str]) -> list[tuple[list[str], str]]:
     for chosen in product(*choices):
         differs = [own for own, values in zip(chosen, choices, strict=True) if len(values) > 1]
         name = "+".join(re.sub(r"[^\w.-]+", "_", own.lstrip("+")) for own in differs)
-        if len(name) > _LONGEST_NAME or any(name == other for _, other in runs):
-            name = f"{name[:_LONGEST_NAME]}_{len(runs)}"
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:_LONGEST_NAME]}_{keyed_number(*differs):016x}"
         runs.append((list(chosen), name))
-    return runs
+    names = Counter(name for _, name in runs)
+    return [(run, name if names[name] == 1 else f"{name}_{keyed_number(*run):016x}") for run, name in runs]
 
 
 def compose_reading(overrides: list[str]) -> Config:

@@ -28,11 +28,12 @@ def run_sweep(arguments: Sequence[str]) -> int:
     if is_launched():
         raise ValueError("a sweep starts its own processes; call torchrun for each combination, or use hydra/launcher")
     runs = split_sweep([argument for argument in arguments if argument not in SWEEP])
-    named = [[*run, f"name={compose_training(run).name}/{combination}"] for run, combination in runs]
+    named = [(run, f"{compose_training(run).name}/{combination}") for run, combination in runs]
     failed = []
-    for number, run in enumerate(named, 1):
-        name = run[-1].removeprefix("name=")
+    for number, (overrides, name) in enumerate(named, 1):
         print(f"run {number} of {len(named)}: {printable(name)}", flush=True)
+        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+        run = [*overrides, f"name='{quoted}'"]
         if any(map(is_launcher, run)):
             job = submit(run)
             print(f"job {job.job_id}; its output: {job.paths.stdout}")

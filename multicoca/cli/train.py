@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.build import build, build_processors
 from multicoca.cli.cluster import is_launcher, queue_again, submit
-from multicoca.cli.compose import compose_training, print_help
+from multicoca.cli.compose import compose_training, print_help, split_sweep
 from multicoca.cli.results import log_answers, model_card, summary, write_run_report
 from multicoca.cli.sweep import SWEEP, run_sweep
 from multicoca.config import Config, to_yaml
@@ -81,8 +81,10 @@ def run_train(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         return print_help("train_shapes", HELP)
     if any(argument in _SHOW for argument in arguments):
-        overrides = [argument for argument in arguments if argument not in (*_SHOW, "job")]
-        print(to_yaml(compose_training(overrides)), end="")
+        overrides = [argument for argument in arguments if argument not in (*_SHOW, *SWEEP, "job")]
+        is_sweep = any(argument in SWEEP for argument in arguments)
+        runs = [run for run, _ in split_sweep(overrides)] if is_sweep else [overrides]
+        print("---\n".join(to_yaml(compose_training(run)) for run in runs), end="")
         return 0
     if any(argument in SWEEP for argument in arguments):
         return run_sweep(arguments)

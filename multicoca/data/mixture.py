@@ -43,6 +43,25 @@ class MixtureConfig:
     micro_batches: int = 1
     batch_sizes: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in (("batches_per_step", self.batches_per_step), ("micro_batches", self.micro_batches)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} is {value}; it must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"data.temperature is {self.temperature}; it must be above 0")
+        given = self.weights
+        for name, weight in given.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"data.weights.{name} is {weight}; it must be above 0. Leave the modality out instead")
+        if self.batches_per_step is None and (given or self.temperature != 1.0):
+            which = f"data.weights.{next(iter(given))}" if given else "data.temperature"
+            raise ValueError(
+                f"{which} says how batches are drawn, but without data.batches_per_step each step has one of every "
+                "modality"
+            )
+        if given and self.temperature != 1.0:
+            raise ValueError("data.temperature makes weights of the numbers of items; remove it, or data.weights")
+
 
 class Schedule:
     """Which modality the batches of a step belong to, and which number each has among its modality's batches.
@@ -224,22 +243,7 @@ def _weights(sizes: Mapping[str, float], config: MixtureConfig) -> dict[str, flo
         unknown = sorted(set(named) - set(sizes))
         if unknown:
             raise ValueError(f"data.{key} names {', '.join(unknown)}; the modalities are {', '.join(sizes)}")
-    for name, value in (("batches_per_step", config.batches_per_step), ("micro_batches", config.micro_batches)):
-        if value is not None and value < 1:
-            raise ValueError(f"data.{name} is {value}; it must be at least 1")
-    if not config.temperature > 0:
-        raise ValueError(f"data.temperature is {config.temperature}; it must be above 0")
     given = config.weights
-    for name, weight in given.items():
-        if not 0 < weight < math.inf:
-            raise ValueError(f"data.weights.{name} is {weight}; it must be above 0. Leave the modality out instead")
-    if config.batches_per_step is None and (given or config.temperature != 1.0):
-        which = f"data.weights.{next(iter(given))}" if given else "data.temperature"
-        raise ValueError(
-            f"{which} says how batches are drawn, but without data.batches_per_step each step has one of every modality"
-        )
-    if given and config.temperature != 1.0:
-        raise ValueError("data.temperature makes weights of the numbers of items; remove it, or data.weights")
     if given and set(given) != set(sizes):
         missing = ", ".join(name for name in sizes if name not in given)
         raise ValueError(f"some modalities have a weight, but {missing} has none; give one to all or to none")

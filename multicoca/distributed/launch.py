@@ -115,11 +115,17 @@ def run_processes(arguments: list[str], count: int) -> int:
 
 
 def run_process(arguments: list[str]) -> int:
-    """Runs `python arguments` as `run_processes` does, but alone and not as a rank; returns its exit status."""
-    return _run_all(arguments, [{}])
+    """Runs `python arguments` as `run_processes` does, but alone and not as a rank.
+
+    Returns:
+        The exit status; 128 + the number of a signal that was passed on, even if the process was done all the same.
+    """
+    passed: list[int] = []
+    status = _run_all(arguments, [{}], passed)
+    return status or (128 + passed[-1] if passed else 0)
 
 
-def _run_all(arguments: list[str], environments: Sequence[Mapping[str, str]]) -> int:
+def _run_all(arguments: list[str], environments: Sequence[Mapping[str, str]], passed: list[int] | None = None) -> int:
     processes = [
         subprocess.Popen(
             [sys.executable, *arguments],
@@ -132,6 +138,8 @@ def _run_all(arguments: list[str], environments: Sequence[Mapping[str, str]]) ->
 
     def pass_on(number: int, interrupted: object) -> None:
         del interrupted
+        if passed is not None:
+            passed.append(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)

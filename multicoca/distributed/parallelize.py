@@ -57,6 +57,9 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"parallel.strategy is '{self.strategy}'; choose one of {', '.join(STRATEGIES)}")
+        for name, ranks in (("replicate", self.replicate), ("shard", self.shard)):
+            if ranks is not None and ranks < 1:
+                raise ValueError(f"parallel.{name} is {ranks}; expected at least 1, or none")
         if not self.timeout_s > 0:
             raise ValueError(f"parallel.timeout_s is {self.timeout_s}; expected a number of seconds above 0")
 

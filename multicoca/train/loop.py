@@ -81,9 +81,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "max_bad_steps": 1, "log_every": 1, "checkpoint_every": 1, "keep_last": 1, "keep_every": 0,
-                 "evaluate_every": 0, "frozen_steps": 0, "profile_steps": 1}  # fmt: skip
+                 "evaluate_every": 0, "frozen_steps": 0, "profile_steps": 1, "last_blocks": 1,
+                 "cpu_processes": 1}  # fmt: skip
         for key, smallest in least.items():
-            if getattr(self, key) < smallest:
+            if getattr(self, key) is not None and getattr(self, key) < smallest:
                 raise ValueError(f"train.{key} is {getattr(self, key)}; expected at least {smallest}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"train.precision is '{self.precision}'; choose one of {', '.join(PRECISIONS)}")

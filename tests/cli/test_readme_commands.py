@@ -191,6 +191,8 @@ def test_the_code_runs_as_it_stands(place, web, monkeypatch):
 WITH = {
     "modalities.image.encoder.name=resnet50.a1_in1k": ["modality=[image_convnext]"],
     "parallel.": ["parallel=fsdp"],
+    "data.weights=": ["data.batches_per_step=8"],
+    "data.temperature=": ["data.batches_per_step=8"],
     "data.root=": ["data=folder", "model=tiny", "modality=[image]"],
 }
 

@@ -33,10 +33,24 @@ def test_all_combinations_are_told_apart_by_what_differs():
     assert split_sweep([shards, "seed=0,1"])[1][0] == [shards, "seed=1"]
 
 
-@pytest.mark.parametrize(("overrides", "message"), [(["seed=1"], "nothing to sweep over"), (["seed=[1"], "composed")])
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["seed=1"], "nothing to sweep over"), (["seed=[1"], "composed"),
+    (["seed=0,1", "seed=3"], "seed=0,1 cannot be swept"),
+    (["experiment=glob(shapes*)"], "cannot be swept over"),
+])  # fmt: skip
 def test_what_is_no_sweep_is_told(overrides, message):
     with pytest.raises(ValueError, match=message):
         split_sweep(overrides)
+
+
+def test_folders_of_combinations_are_short_and_each_is_another():
+    long = [f"data.root={'x' * 300}{number}" for number in (1, 2)]
+    runs = split_sweep([f"{long[0]},{long[1].removeprefix('data.root=')}", "seed=0,1"])
+    assert len({name for _, name in runs}) == 4
+    assert max(len(name) for _, name in runs) < 200
+    names = [name for _, name in split_sweep(["name=a b,a_b"])]
+    assert len(set(names)) == 2
+    assert names[::-1] == [name for _, name in split_sweep(["name=a_b,a b"])]
 
 
 def test_a_run_that_fails_does_not_end_the_others(tmp_path):
@@ -80,4 +94,6 @@ def test_a_signal_saves_and_ends_the_whole_sweep(tmp_path):
 def test_the_configuration_of_a_run_is_shown_and_nothing_is_written(tmp_path):
     shown = yaml.safe_load(multicoca(tmp_path, "train", "--cfg", "job", "optim.lr=0.5", *SETTINGS))
     assert (shown["optim"]["lr"], shown["name"], shown["model"]["width"]) == (0.5, "shapes", 32)
+    both = multicoca(tmp_path, "train", "--cfg", "job", "-m", "seed=1,2", *SETTINGS)
+    assert [each["seed"] for each in yaml.safe_load_all(both)] == [1, 2]
     assert list(tmp_path.iterdir()) == []

@@ -146,7 +146,7 @@ def test_all_of_it_can_be_set_from_the_command_line():
     overrides = ["data.batches_per_step=3", "data.micro_batches=2", "data.weights.image=2",
                  "data.batch_sizes={image:8,video:12}", "data.root=a/{00..12}.tar"]  # fmt: skip
     config = compose_config("train_shapes", overrides).data
-    assert (config.batches_per_step, config.micro_batches, config.batch_size) == (3, 2, 64)
+    assert (config.batches_per_step, config.micro_batches, config.batch_size) == (3, 2, 32)
     assert (config.weights, config.batch_sizes) == ({"image": 2.0}, {"image": 8, "video": 12})
     assert config.root == "a/{00..12}.tar"
     assert config.common_size() == 2
