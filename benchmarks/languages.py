@@ -114,7 +114,7 @@ def train_language(folder: Path, language: Language, seed: int, steps: int) -> d
         The scores of `caption_metrics` and "tokens", the mean number of tokens of a test caption.
     """
     write_pictures(folder / "pictures", language)
-    config = compose_config("train_shapes", ["modality=[image]", f"seed={seed}"])
+    config = compose_config("train_shapes", ["modality=[image]", f"seed={seed}", "data.batch_size=64"])
     processors = build_processors(config.modalities)
     listing = Folder(folder / "pictures").list_items(processors, seed)
     items = {split: listing.of(split)["image"] for split in ("train", "test")}
