@@ -4,6 +4,7 @@ import pytest
 import torch
 from multicoca_image import ConvStemConfig, TimmEncoder
 from multicoca_image.stem import HalvingConv
+from published_weights import publish
 from safetensors.torch import save_file
 
 from multicoca.modality import Encoder
@@ -192,11 +193,11 @@ def test_a_published_tower_works_at_another_image_size(tower, tmp_path):
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_weights_that_timm_fetches_are_all_there(tower, publish):
+def test_weights_that_timm_fetches_are_all_there(tower, tmp_path, monkeypatch):
     name, options = TOWERS[tower]
     classes = timm.get_pretrained_cfg(name).num_classes
     saved = published(tower, num_classes=classes)
-    publish(saved, name)
+    publish(saved, name, tmp_path, monkeypatch)
     encoder = TimmEncoder(name, pretrained=True, timm_options=options).eval()
     images = pixels(224, 224)["pixels"]
     torch.testing.assert_close(encoder({"pixels": images}).values, published_tokens(saved, images))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from multicoca_image import TimmFeatureMap
+from published_weights import publish
 from safetensors.torch import save_file
 
 from multicoca.modality import Encoder
@@ -104,9 +105,9 @@ def test_a_file_for_another_image_size_is_adapted(tmp_path):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_weights_that_timm_fetches_are_all_there(model, publish):
+def test_weights_that_timm_fetches_are_all_there(model, tmp_path, monkeypatch):
     saved = timm_model(model).eval()
-    publish(saved, MODELS[model][0])
+    publish(saved, MODELS[model][0], tmp_path, monkeypatch)
     encoder = build(model, pretrained=True).eval()
     index = len(saved.feature_info) - 1
     (expected,) = saved.forward_intermediates(pixels()["pixels"], indices=[index], intermediates_only=True)
