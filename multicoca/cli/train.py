@@ -41,7 +41,7 @@ from multicoca.distributed.launch import (
     local_processes,
     run_processes,
 )
-from multicoca.distributed.setup import distributed, training_device
+from multicoca.distributed.setup import distributed, has_lost_rank, training_device
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.suite import evaluate, probe
 from multicoca.files import write_text
@@ -73,6 +73,7 @@ Groups to choose from, for example experiment=shapes_long or modality=[image]:
 """
 
 _SHOW = ("--cfg", "-c", "--cfg=job")  # as Hydra has it, with "job" as the next argument
+_PRINTS_WITHIN_S = 5.0  # a rank that fails leaves the group first, then prints its error
 _SHORTER = "experiment=shapes_quick is a first look in about two minutes"
 
 
@@ -100,6 +101,10 @@ def run_train(arguments: list[str]) -> int:
             print(f"multicoca train: {stop}; the same command goes on", file=sys.stderr, flush=True)
         queue_again(stop.number)
         return 128 + stop.number
+    except RuntimeError as error:
+        if has_lost_rank(error) and has_failed(_PRINTS_WITHIN_S):
+            return 2  # the other rank has printed why it ended
+        raise
 
 
 def _run(arguments: list[str]) -> int:

@@ -78,10 +78,17 @@ def may_say(text: str) -> bool:
     return True
 
 
-def has_failed() -> bool:
-    """Whether a rank of this start on this machine has said an error."""
+def has_failed(wait_s: float = 0.0) -> bool:
+    """Whether a rank of this start on this machine has printed an error, or does so within `wait_s` seconds."""
     folder = _folder_of_ranks()
-    return folder is not None and any(folder.glob(f"{_SAID}*"))
+    until = time.monotonic() + wait_s
+    while folder is not None:
+        if any(folder.glob(f"{_SAID}*")):
+            return True
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.1)
+    return False
 
 
 def _folder_of_ranks() -> Path | None:
@@ -154,7 +161,7 @@ def _run_all(arguments: list[str], environments: Sequence[Mapping[str, str]], pa
 
 def _wait(ranks: list[subprocess.Popen]) -> int:
     failed: tuple[int, float] | None = None  # (status, when)
-    while any(process.poll() is None for process in ranks):
+    while None in [process.poll() for process in ranks]:  # all of them: one that has ended must be noticed
         if failed is None:
             bad = next((process.returncode for process in ranks if process.returncode), None)
             failed = None if bad is None else (bad, time.monotonic())

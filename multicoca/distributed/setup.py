@@ -62,6 +62,11 @@ def distributed(device: torch.device, timeout_s: float = 600.0) -> Iterator[None
         dist.destroy_process_group()
 
 
+def has_lost_rank(error: RuntimeError) -> bool:
+    """Whether an error says that another rank does not answer."""
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
+
+
 @contextmanager
 def naming_lost_ranks() -> Iterator[None]:
     """Context that says which ranks are missing when a collective fails or times out.
@@ -73,7 +78,7 @@ def naming_lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if group is None or not (isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)):
+        if group is None or not has_lost_rank(error):
             raise
         try:
             dist.monitored_barrier(group, timeout=timedelta(seconds=_ANSWER_S), wait_all_ranks=True)

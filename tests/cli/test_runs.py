@@ -102,3 +102,42 @@ def test_errors_that_differ_are_all_said(capfd):
     error = capfd.readouterr().err
     assert "nowhere0" in error
     assert "nowhere1" in error
+
+
+TRAIN = """
+import os, sys
+from multicoca.cli.main import main
+from multicoca_image import ImageProcessor
+collate = ImageProcessor.collate
+def failing(self, samples):
+    if os.environ["RANK"] == os.environ["FAILING"]:
+        raise {error}
+    return collate(self, samples)
+ImageProcessor.collate = failing
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def test_an_error_of_another_process_alone_is_the_only_line(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("FAILING", "1")
+    code = TRAIN.format(error="ValueError('rank 1 alone')")
+    status = run_processes(["-c", code, *SETTINGS, f"output={tmp_path}", f"data.root={tmp_path}", "data.workers=0"], 2)
+    error = capfd.readouterr().err
+    lines = [line for line in error.splitlines() if "writing" not in line and "training:" not in line]
+    assert (status, lines) == (2, ["multicoca train: rank 1 alone"])
+
+
+def test_a_lost_process_is_told_where_no_process_has_printed_an_error(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("FAILING", "0")
+    code = TRAIN.format(error="RuntimeError('Connection closed by peer')")
+    assert (
+        run_processes(["-c", code, *SETTINGS, f"output={tmp_path}", f"data.root={tmp_path}", "data.workers=0"], 1) == 1
+    )
+    assert "RuntimeError: Connection closed by peer" in capfd.readouterr().err
+
+
+def test_the_end_of_any_process_ends_the_others():
+    code = "import os, time; os.environ['RANK'] == '0' and time.sleep(60); raise SystemExit(3)"
+    started = time.monotonic()
+    assert run_processes(["-c", code], 2) == 3
+    assert time.monotonic() - started < 30
