@@ -9,7 +9,7 @@ model that training starts from, or else from the dataclass.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields, make_dataclass, replace
 from typing import Any, get_type_hints
 
@@ -107,6 +107,16 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def limited_to(self, names: Collection[str]) -> Config:
+        """Returns the configuration with these modalities alone: the others' settings are left out, too."""
+
+        def kept(by_name: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in by_name.items() if name in names}
+
+        data = replace(self.data, weights=kept(self.data.weights), batch_sizes=kept(self.data.batch_sizes))
+        optim = replace(self.optim, lr_scale=kept(self.optim.lr_scale))
+        return replace(self, modalities=kept(self.modalities), data=data, optim=optim)
 
     @property
     def spec(self) -> ModelSpec:

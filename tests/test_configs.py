@@ -210,3 +210,16 @@ def test_video_agrees_with_an_image_encoder_by_the_overrides_that_its_file_gives
 def test_what_cannot_be_is_refused_at_composition(setting, message):
     with pytest.raises(ValueError, match=message):
         compose_training([setting])
+
+
+def test_a_modality_that_is_left_out_takes_its_settings_along():
+    config = compose_training(["data.batch_sizes={image:8,points:4}", "data.weights={image:1,points:2}",
+                               "data.batches_per_step=3", "optim.lr_scale.points=0.5"])  # fmt: skip
+    limited = config.limited_to(["image", "video"])
+    assert list(limited.modalities) == ["image", "video"]
+    assert (limited.data.weights, limited.data.batch_sizes, limited.optim.lr_scale) == (
+        {"image": 1.0},
+        {"image": 8},
+        {},
+    )
+    assert limited.data.batches_per_step == 3

@@ -157,9 +157,8 @@ def _train_run(config: Config, folder: Path, run_folder: RunFolder | None, devic
     model_folder = None if config.start_from is None else local_folder(config.start_from)
     before = None if model_folder is None else read_spec(model_folder)
     idle = [] if before is None else [name for name in before.modalities if not listing.of("train").get(name)]
-    kept = {name: own for name, own in config.modalities.items() if name not in listing.skipped or name in idle}
-    config = replace(config, modalities=kept)
-    processors = {name: processors[name] for name in kept}
+    config = config.limited_to([name for name in config.modalities if name not in listing.skipped or name in idle])
+    processors = {name: processors[name] for name in config.modalities}
     items = training_items(listing, [name for name in processors if name not in idle])
     if not items:
         raise ValueError(f"there are no training items for any of the modalities {', '.join(processors)}")

@@ -89,6 +89,7 @@ class Together:
             own = source.list_items(processors, seed)
             listing.problems.extend(replace(problem, key=f"{name}/{problem.key}") for problem in own.problems)
             listing.roots.extend(own.roots)
+            listing.skipped.update(own.skipped)
             for split, counts in own.listed.items():
                 total = listing.listed.setdefault(split, {})
                 for modality, count in counts.items():
@@ -100,6 +101,9 @@ class Together:
                 for modality, items in own.with_captions(split).items():
                     if items:
                         captioned.setdefault(split, {}).setdefault(modality, []).append(Stream(name, items, repeats))
+        elsewhere = {modality for counts in listing.listed.values() for modality in counts}
+        for modality in elsewhere & set(listing.skipped):
+            del listing.skipped[modality]
         for split, by_modality in streams.items():
             listing.splits[split] = {modality: Joined(parts) for modality, parts in by_modality.items()}
             for modality, items in listing.splits[split].items():

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from number_files import Numbers
+from number_files import Letters, Numbers
 
 from multicoca.build import build_processors
 from multicoca.cli.compose import compose_config
@@ -14,7 +14,9 @@ from multicoca.data.shapes import attribute_score, captions_of, draw_scene, vali
 from multicoca.data.shapes.geometry import front_view, surface_points
 from multicoca.data.shapes.scene import HELD_OUT, Scene, SceneObject
 from multicoca.data.shapes.source import ShapesWorld
+from multicoca.data.sources import Folder
 from multicoca.data.splits import left_aside
+from multicoca.data.together import Together
 
 FACTS = [frozenset(), frozenset({"motion"}), frozenset({"depth"})]
 SCENES = [draw_scene(0, "train", index) for index in range(200)]
@@ -162,3 +164,12 @@ def test_modalities_that_cannot_draw_it_are_skipped_with_the_reason(tmp_path, pr
     assert left_aside(listing, list(processors))[0].startswith("numbers is left out: its processor has no `render`")
     with pytest.raises(ValueError, match="none of numbers can draw the shapes world"):
         world.list_items({"numbers": Numbers()}, 0)
+
+
+def test_of_several_sources_only_what_none_has_is_skipped(tmp_path, processors):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "1.num").write_text("1")
+    (tmp_path / "own" / "metadata.jsonl").write_text('{"file_name": "1.num", "text": "one"}')
+    sources = {"world": ShapesWorld(4, 2, 2, 1, root=tmp_path / "world"), "own": Folder(tmp_path / "own", 0.0)}
+    others = {"numbers": Numbers(), "letters": Letters(), **processors}
+    assert set(Together(sources).list_items(others, 0).skipped) == {"letters"}
