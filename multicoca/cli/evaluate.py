@@ -12,6 +12,7 @@ from multicoca.cli.results import summary, write_run_report
 from multicoca.cli.train import list_items
 from multicoca.data.ledger import Ledger
 from multicoca.data.loader import usable_workers
+from multicoca.data.splits import refuse_ambiguous
 from multicoca.distributed.launch import available_cores
 from multicoca.eval.suite import evaluate
 from multicoca.files import write_text
@@ -39,6 +40,7 @@ def run_evaluate(arguments: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     set_decode_timeout(config.data.decode_timeout_s)
     listing = list_items(config, model.bundle.processors)
+    refuse_ambiguous(listing)
     workers = usable_workers(config.data.workers, available_cores() - 1)
     results, answers, problems = evaluate(model.bundle, listing, config.evaluation, config.seed, workers)
     ledger = folder / "ledger.jsonl"

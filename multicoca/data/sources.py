@@ -41,6 +41,7 @@ class Listing:
         captioned: the items with captions by split and modality, where there are others.
         roots: folders of manifests, which name files; a file outside of them may be somebody else's.
         skipped: modalities that the source can have no items of, with the reason.
+        ambiguous: of the problems, those of items that several modalities read and that name none.
     """
 
     splits: dict[str, dict[str, Sequence[Item]]] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Listing:
     captioned: dict[str, dict[str, Sequence[Item]]] = field(default_factory=dict)
     roots: list[Path] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    ambiguous: list[Problem] = field(default_factory=list)
 
     def of(self, split: str) -> dict[str, Sequence[Item]]:
         """Returns the items of a split by modality; empty when there is no such split."""
@@ -104,7 +106,8 @@ class Folder:
             listed[split, modality] += 1
             file = folder / entry.name if entry.name else self.manifest
             reason = entry.reason
-            if not reason and not modality and readers:
+            is_ambiguous = not reason and not modality and bool(readers)
+            if is_ambiguous:
                 reason = ambiguous(suffix, readers)
             reason = reason or _unusable(file, modality, processors)
             first = first_lines.setdefault((modality, entry.key), entry.lines[0]) if not reason else 0
@@ -113,6 +116,7 @@ class Folder:
             if reason:
                 where = f"{self.manifest.name}, {_numbers(entry.lines)}"
                 listing.problems.append(Problem(entry.key, str(file), f"{reason} ({where})", split, modality))
+                listing.ambiguous.extend(listing.problems[-1:] if is_ambiguous else [])
             else:
                 label = entry.value("label") or None
                 item = Item(entry.key, file, modality, entry.texts, label, entry.extra)

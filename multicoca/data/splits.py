@@ -15,7 +15,7 @@ def training_items(listing: Listing, modalities: Iterable[str]) -> dict[str, Seq
     """Returns the training items of each modality that have captions.
 
     Raises:
-        ValueError: a modality has none.
+        ValueError: a modality has none, or several modalities read an item that names none.
     """
     items = listing.with_captions(TRAIN)
     for modality in modalities:
@@ -31,7 +31,21 @@ def training_items(listing: Listing, modalities: Iterable[str]) -> dict[str, Seq
         reasons = [p for p in listing.problems if p.split in (TRAIN, "") and p.modality in (modality, "")]
         first = f". The first of {len(reasons)} problems: {reasons[0].file}: {reasons[0].reason}" if reasons else ""
         raise ValueError(f"there are no training items for the modality '{modality}'; add some or leave it out{first}")
+    refuse_ambiguous(listing)
     return {modality: items[modality] for modality in modalities}
+
+
+def refuse_ambiguous(listing: Listing) -> None:
+    """Checks that it is known of every item which modality reads it.
+
+    Raises:
+        ValueError: it is not, for some.
+    """
+    if listing.ambiguous:
+        first = listing.ambiguous[0]
+        raise ValueError(
+            f"{len(listing.ambiguous)} items can be read by several modalities; the first: {first.file}: {first.reason}"
+        )
 
 
 def evaluation_splits(listing: Listing, modalities: Iterable[str]) -> dict[str, str]:

@@ -88,6 +88,7 @@ class Together:
         for name, source in self.sources.items():
             own = source.list_items(processors, seed)
             listing.problems.extend(replace(problem, key=f"{name}/{problem.key}") for problem in own.problems)
+            listing.ambiguous.extend(replace(problem, key=f"{name}/{problem.key}") for problem in own.ambiguous)
             listing.roots.extend(own.roots)
             listing.skipped.update(own.skipped)
             for split, counts in own.listed.items():

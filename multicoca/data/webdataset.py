@@ -118,6 +118,7 @@ def _media(
         suffix = PurePosixPath(str(member)).suffix.lower()
         reason = bad.get(own) or ambiguous(suffix, readers_by_suffix(processors)[suffix])
         listing.problems.append(Problem(index.record(own)["key"], str(member), reason, splits[split_of[own]]))
+        listing.ambiguous.extend([] if own in bad else listing.problems[-1:])
         counts = listing.listed.setdefault(splits[split_of[own]], {})
         counts["unknown"] = counts.get("unknown", 0) + 1
     is_first = np.zeros(len(rows), bool)

@@ -81,6 +81,10 @@ def test_of_two_modalities_that_read_a_suffix_the_line_names_one_or_is_a_problem
     assert keys == {"others": ["a.num"], "numbers": ["b.num"], "letters": ["d.let"]}
     (problem,) = listing.problems
     assert "its suffix '.num' is read by numbers and others; say which by \"modality\"" in problem.reason
+    with pytest.raises(ValueError, match=r"1 items can be read by several.*c\.num: its suffix.*by numbers and others"):
+        training_items(listing, ["numbers", "others", "letters"])
+    told = Folder(write(tmp_path, [*lines[:2], lines[3]]), 0.0).list_items(processors, 0)
+    assert set(training_items(told, ["numbers", "others", "letters"])) == {"numbers", "others", "letters"}
     with pytest.raises(ValueError, match="no training items for the modality 'numbers'.*is read by numbers and others"):
         training_items(Folder(write(tmp_path, [lines[2]]), 0.0).list_items(processors, 0), ["numbers"])
 

@@ -16,7 +16,9 @@ from tars import tar_bytes, write_tar
 
 from multicoca.data.loader import Steps, evaluation_batches, training_batches
 from multicoca.data.shard_index import index_shards
+from multicoca.data.splits import training_items
 from multicoca.data.storage import expand_braces, find_files
+from multicoca.data.together import Together
 from multicoca.data.webdataset import WebDataset
 from multicoca.modality import UnreadableFileError
 
@@ -107,11 +109,15 @@ def test_of_two_modalities_that_read_a_suffix_the_sample_names_one_or_is_a_probl
         members |= {f"{key}.num": key, f"{key}.txt": "text", f"{key}.json": {"modality": modality}}
     members |= {"4.let": "d", "4.about.num": "4"}
     write_tar(tmp_path / "a.tar", members)
-    listing = WebDataset(tmp_path, 0.0).list_items({**PROCESSORS, "others": OtherNumbers()}, 0)
+    processors = {**PROCESSORS, "others": OtherNumbers()}
+    listing = WebDataset(tmp_path, 0.0).list_items(processors, 0)
     keys = {modality: [item.key for item in items] for modality, items in listing.of("train").items()}
     assert keys == {"others": ["a/1"], "numbers": ["a/2"], "letters": ["a/4"]}
     assert [(problem.key, problem.file[-5:]) for problem in listing.problems] == [("a/3", "3.num"), ("a/4", "4.num")]
     assert all("is read by numbers and others; say which by" in problem.reason for problem in listing.problems)
+    for listed in (listing, Together({"shards": WebDataset(tmp_path, 0.0)}).list_items(processors, 0)):
+        with pytest.raises(ValueError, match=r"2 items can be read by several.*3\.num: its suffix"):
+            training_items(listed, list(processors))
 
 
 def test_a_sample_with_two_files_of_a_modality_gives_the_first(tmp_path):
