@@ -13,6 +13,20 @@ from multicoca.terminal import printable
 SWEEP = ("-m", "--multirun")
 
 
+def sweep_runs(arguments: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Returns (overrides, name) of each run of a sweep; the overrides set the name.
+
+    Raises:
+        ValueError: the settings of a combination are wrong.
+    """
+    runs = []
+    for overrides, combination in split_sweep([argument for argument in arguments if argument not in SWEEP]):
+        name = f"{compose_training(overrides).name}/{combination}"
+        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+        runs.append(([*overrides, f"name='{quoted}'"], name))
+    return runs
+
+
 def run_sweep(arguments: Sequence[str]) -> int:
     """Trains every combination of the values, one after the other, in a folder NAME/COMBINATION each.
 
@@ -27,13 +41,10 @@ def run_sweep(arguments: Sequence[str]) -> int:
     """
     if is_launched():
         raise ValueError("a sweep starts its own processes; call torchrun for each combination, or use hydra/launcher")
-    runs = split_sweep([argument for argument in arguments if argument not in SWEEP])
-    named = [(run, f"{compose_training(run).name}/{combination}") for run, combination in runs]
+    runs = sweep_runs(arguments)
     failed = []
-    for number, (overrides, name) in enumerate(named, 1):
-        print(f"run {number} of {len(named)}: {printable(name)}", flush=True)
-        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
-        run = [*overrides, f"name='{quoted}'"]
+    for number, (run, name) in enumerate(runs, 1):
+        print(f"run {number} of {len(runs)}: {printable(name)}", flush=True)
         if any(map(is_launcher, run)):
             job = submit(run)
             print(f"job {job.job_id}; its output: {job.paths.stdout}")
@@ -45,5 +56,5 @@ def run_sweep(arguments: Sequence[str]) -> int:
             failed.append(name)
     if failed:
         said = ", ".join(map(printable, failed))
-        print(f"multicoca train: {len(failed)} of {len(named)} runs failed: {said}", file=sys.stderr)
+        print(f"multicoca train: {len(failed)} of {len(runs)} runs failed: {said}", file=sys.stderr)
     return int(bool(failed))

@@ -22,9 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.build import build, build_processors
 from multicoca.cli.cluster import is_launcher, queue_again, submit
-from multicoca.cli.compose import compose_training, print_help, split_sweep
+from multicoca.cli.compose import compose_training, print_help
 from multicoca.cli.results import log_answers, model_card, summary, write_run_report
-from multicoca.cli.sweep import SWEEP, run_sweep
+from multicoca.cli.sweep import SWEEP, run_sweep, sweep_runs
 from multicoca.config import Config, to_yaml
 from multicoca.convert.clip_tokenizer import clip_tokenizer
 from multicoca.data.ledger import BrokenShare, Ledger
@@ -84,7 +84,7 @@ def run_train(arguments: list[str]) -> int:
     if any(argument in _SHOW for argument in arguments):
         overrides = [argument for argument in arguments if argument not in (*_SHOW, *SWEEP, "job")]
         is_sweep = any(argument in SWEEP for argument in arguments)
-        runs = [run for run, _ in split_sweep(overrides)] if is_sweep else [overrides]
+        runs = [run for run, _ in sweep_runs(overrides)] if is_sweep else [overrides]
         print("---\n".join(to_yaml(compose_training(run)) for run in runs), end="")
         return 0
     if any(argument in SWEEP for argument in arguments):

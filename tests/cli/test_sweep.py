@@ -95,5 +95,6 @@ def test_the_configuration_of_a_run_is_shown_and_nothing_is_written(tmp_path):
     shown = yaml.safe_load(multicoca(tmp_path, "train", "--cfg", "job", "optim.lr=0.5", *SETTINGS))
     assert (shown["optim"]["lr"], shown["name"], shown["model"]["width"]) == (0.5, "shapes", 32)
     both = multicoca(tmp_path, "train", "--cfg", "job", "-m", "seed=1,2", *SETTINGS)
-    assert [each["seed"] for each in yaml.safe_load_all(both)] == [1, 2]
+    runs = [(each["seed"], each["name"]) for each in yaml.safe_load_all(both)]
+    assert runs == [(1, "shapes/seed_1"), (2, "shapes/seed_2")]
     assert list(tmp_path.iterdir()) == []
