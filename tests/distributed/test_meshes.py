@@ -23,10 +23,16 @@ def test_what_is_left_out_follows(settings, expected):
     assert mesh_sizes(ParallelConfig("fsdp", **settings), 64) == expected
 
 
-@pytest.mark.parametrize("settings", [{"shard": 7}, {"replicate": 2, "shard": 16}, {"replicate": 0}])
+@pytest.mark.parametrize("settings", [{"shard": 7}, {"replicate": 2, "shard": 16}, {"replicate": 3}])
 def test_sizes_that_do_not_multiply_to_the_ranks_are_named(settings):
     with pytest.raises(ValueError, match="do not multiply to the number of processes, 64"):
         mesh_sizes(ParallelConfig("fsdp", **settings), 64)
+
+
+@pytest.mark.parametrize("name", ["replicate", "shard"])
+def test_a_size_below_one_is_named(name):
+    with pytest.raises(ValueError, match=f"parallel.{name} is 0; expected at least 1"):
+        ParallelConfig("fsdp", **{name: 0})
 
 
 def test_an_unknown_strategy_is_named():
