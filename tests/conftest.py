@@ -1,6 +1,8 @@
 """Shape checks for the whole suite, and the small things that many tests need."""
 
 import os
+import signal
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from multicoca.distributed.launch import STOP_SIGNALS
 from multicoca.model.coca import CoCa
 from multicoca.model.config import ModelConfig
 from multicoca.tokens import Tokens
@@ -65,3 +68,12 @@ def open3d():
         return load_open3d()
     except ImportError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Signals that end a run have their usual effect, also where the tests run in the background or under nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -9,13 +9,11 @@ the first captioning loss is ln(vocabulary) within 0.04.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 INITIAL_TEMPERATURE = 0.07  # CoCa, section 4.1; CLIP (arXiv 2103.00020), section 2.5
 INITIAL_LOGIT_BIAS = -10.0  # SigLIP (arXiv 2303.15343), section 3.2
@@ -75,28 +73,6 @@ def initialize(
     for name, parameter in module.named_parameters():
         if not name.startswith(skip):
             initializer_of(name)(parameter, num_layers, generator)
-
-
-class RandomParametersSkipped(TorchFunctionMode):
-    """Within this context no random numbers are drawn for parameters: all of them are to be read from a file.
-
-    What constructors draw for anything but a parameter is drawn.
-    """
-
-    # erfinv_ is how timm and torch draw truncated normals; those of nn.init hand themselves over as a whole
-    _DRAWS = (
-        Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_
-    )  # fmt: skip
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Runs a function of torch's, or returns the parameter that it would fill."""
-        kwargs = kwargs or {}
-        target = args[0] if args else kwargs.get("tensor")
-        if func in self._DRAWS and isinstance(target, nn.Parameter):
-            return target
-        return func(*args, **kwargs)
 
 
 def initializer_of(name: str) -> Initializer:

@@ -23,7 +23,6 @@ from multicoca.model.bundle import Bundle
 from multicoca.model.coca import CoCa
 from multicoca.model.config import ModelConfig
 from multicoca.model.spec import ModelSpec
-from multicoca.nn.init import RandomParametersSkipped
 from multicoca.runs.plain_yaml import read_plain_yaml
 from multicoca.text.tokenizer import TextConfig, TextTokenizer
 
@@ -95,8 +94,7 @@ def load_bundle(folder: Path) -> tuple[Bundle, ModelSpec]:
     spec = ModelSpec(spec.model, without_sources_of_weights(spec.modalities), spec.text, spec.seed)
     tokenizer = read_tokenizer(folder, spec)
     _check_size(spec, tokenizer, folder / WEIGHTS)
-    with RandomParametersSkipped():
-        bundle = build_bundle(spec, tokenizer)
+    bundle = build_bundle(spec, tokenizer)
     try:
         load_model(bundle.network, folder / WEIGHTS)
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -116,7 +114,7 @@ def _check_size(spec: ModelSpec, tokenizer: TextTokenizer, weights: Path) -> Non
             held = sum(_count(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"the weights {weights} cannot be read: {error}") from error
-    with torch.device("meta"), RandomParametersSkipped():
+    with torch.device("meta"):
         network = build_bundle(spec, tokenizer).network
     wanted = sum(value.numel() for value in {id(v): v for v in network.state_dict(keep_vars=True).values()}.values())
     if wanted > held:

@@ -15,7 +15,7 @@ from multicoca.train.stopping import Stopped, StopSignal, stopping_at_once
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_signals_are_noted_while_it_trains_and_end_it_elsewhere(number):
+def test_signals_are_noted_while_it_trains_and_end_it_elsewhere(number, heeded):
     before = signal.getsignal(number)
 
     def wait_for_it():

@@ -269,25 +269,3 @@ def test_loading_a_model_and_a_first_caption_import_no_training_code_and_no_othe
     imported = json.loads(done.stdout.splitlines()[-1])
     assert {"multicoca.api", "multicoca_image"} <= set(imported)
     assert [name for name in imported if any(f"{name}.".startswith(f"{each}.") for each in NOT_NEEDED)] == []
-
-
-class Draws(torch.overrides.TorchFunctionMode):
-    """Counts the draws of random numbers."""
-
-    count = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        tensor, init = torch.Tensor, torch.nn.init
-        self.count += func in (tensor.normal_, tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_)
-        return func(*args, **(kwargs or {}))
-
-
-def test_loading_draws_no_random_weights_that_the_file_would_replace(folder):
-    with Draws() as training:
-        build_bundle(read_spec(folder), TOKENIZER)
-    assert training.count > 10
-    with Draws() as loading:
-        bundle, _ = load_bundle(folder)
-    assert loading.count == 0
-    kept = load_file(folder / "model.safetensors")
-    assert all(torch.equal(kept[name], value) for name, value in bundle.network.state_dict().items() if name in kept)

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_each_signal_is_noted_while_training_and_ends_a_run_elsewhere(number):
+def test_each_signal_is_noted_while_training_and_ends_a_run_elsewhere(number, heeded):
     before = signal.getsignal(number)
     with StopSignal() as stop:
         os.kill(os.getpid(), number)

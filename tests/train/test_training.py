@@ -304,7 +304,7 @@ def test_steps_that_are_not_finite_are_left_out_and_too_many_stop_the_run(run_pa
                                        "multimodal_block": "open_clip"}])  # fmt: skip
 def test_with_one_modality_and_both_losses_a_pass_reaches_all_that_is_trained(tuning, contrastive, pooler, form):
     if (tuning, pooler) == ("poolers", "none"):
-        pytest.skip("there is nothing to train")
+        return  # there is nothing to train
     assert uses_all_parameters(1, LossConfig(), TrainConfig(tuning=tuning))
     model = small_model(encoders=("a",), pooler=pooler, contrastive=contrastive, **form)
     set_tuning(model, tuning, last_blocks=1)
