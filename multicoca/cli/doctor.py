@@ -142,7 +142,7 @@ def tensorboard_problem() -> str | None:
 
 
 def _plugins_error(environment: dict[str, str]) -> str | None:
-    """Returns the last line of what TensorBoard's plug-ins say when they are imported in vain; None if they load."""
+    """Returns the last line of the error that importing TensorBoard's plug-ins gives; None if they can be imported."""
     command = [sys.executable, "-c", _LOAD_PLUGINS]
     try:
         done = subprocess.run(

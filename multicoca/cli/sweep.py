@@ -30,7 +30,7 @@ def sweep_runs(arguments: Sequence[str]) -> list[tuple[list[str], str]]:
 def run_sweep(arguments: Sequence[str]) -> int:
     """Trains every combination of the values, one after the other, in a folder NAME/COMBINATION each.
 
-    A training that fails does not end the others; a signal ends all, and the same command goes on. With a launcher each
+    The sweep continues after a run that fails and ends at a signal; the same command resumes it. With a launcher each
     combination is a job of its own.
 
     Returns:

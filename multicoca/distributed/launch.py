@@ -66,7 +66,7 @@ def is_first() -> bool:
 
 
 def may_say(text: str) -> bool:
-    """Whether no other rank of this start on this machine has asked for the same text: an error of all is said once."""
+    """Whether this rank is the first on this machine to ask for a text, so that an error of all is printed once."""
     folder = _folder_of_ranks()
     if folder is not None:
         with suppress(FileNotFoundError, PermissionError):  # better twice than never

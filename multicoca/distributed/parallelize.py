@@ -127,7 +127,7 @@ def parallelize(
         device: of this rank.
         autocast: the dtype that it will be trained in, None for fp32.
         uses_all: whether every backward pass reaches every trained parameter, as with one modality and both losses;
-            DDP then need not look for those that are left out, and does not warn that it looked in vain.
+            DDP then does not search for unused parameters, nor warn that it found none.
 
     Raises:
         ValueError: the mesh does not fit the number of ranks.

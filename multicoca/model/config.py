@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_MOST, _MOST_LAYERS = 1 << 16, 1000  # beyond all published sizes; a file from elsewhere must not take all memory
+from multicoca.modality import MAX_LAYERS, MAX_SIZE
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ValueError(f"model.{name} is {value}; expected at least {smallest}")
-            most = _MOST_LAYERS if name.endswith("_layers") else _MOST
+            most = MAX_LAYERS if name.endswith("_layers") else MAX_SIZE
             if value is not None and value > most:
                 raise ValueError(f"model.{name} is {value}; expected at most {most:,}")
         for name, size, heads in (

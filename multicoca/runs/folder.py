@@ -21,6 +21,7 @@ from multicoca.data.order import keyed_number
 from multicoca.data.sample import Item
 from multicoca.distributed.launch import is_restarted
 from multicoca.files import write_text, written_aside
+from multicoca.runs.model_folder import WEIGHTS
 from multicoca.runs.start_from import leaves
 from multicoca.train.checkpoint import newest_step
 from multicoca.train.optim import scheduled_share
@@ -56,9 +57,10 @@ class RunFolder:
     def __init__(self, folder: Path, config: Config):
         self._folder, self._config = folder, config
         has_trained = (folder / "model").exists() or any((folder / "checkpoints").glob("*"))
-        is_left = config.fresh and not is_restarted()
-        self.is_resumed = (folder / CONFIG).is_file() and has_trained and not is_left
-        self._deletes = is_left or ((folder / CONFIG).is_file() and not has_trained)
+        # items are noted by runs alone, so that no other folder with a config.yaml is taken for a run's first minutes
+        was_begun = (folder / ITEMS).is_file() and not has_trained
+        self._deletes = (config.fresh and not is_restarted()) or was_begun
+        self.is_resumed = (folder / CONFIG).is_file() and not self._deletes
 
     def begin(self, tokenizer_json: str, items: Mapping[str, Sequence[Item]]) -> None:
         """Writes what all starts of this run share; called when everything has been built.
@@ -134,12 +136,14 @@ def opened_run(folder: Path, config: Config) -> Iterator[RunFolder]:
     """Holds a run's folder till the end; checks that an earlier start had the same configuration.
 
     Raises:
-        ValueError: the name is none for a folder, another process is at work in it, or it holds a run with another
-            configuration.
+        ValueError: the name is none for a folder, the folder is a model, another process is at work in it, or it holds
+            a run with another configuration.
     """
     parts = Path(config.name).parts
     if not parts or Path(config.name).is_absolute() or ".." in parts:
         raise ValueError(f"name is '{config.name}'; expected the name of a folder below output, such as name=mine")
+    if (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} is a model folder, not one for a run; give this run another name (name=...)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:

@@ -1,13 +1,13 @@
 """How signals and errors end a run, from the first moment to the last."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from command import wait_for_a_step
 from patience import DEADLINE_S
 
 from multicoca.distributed.launch import STOP_SIGNALS, run_processes
@@ -53,12 +53,8 @@ def test_sigterm_to_all_processes_of_a_group_saves_with_data_workers_too(tmp_pat
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
         )
-    until = time.monotonic() + DEADLINE_S
     try:
-        while not re.search(r"[1-9]\d*/100000", log.read_text()):
-            assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_for_a_step(process, log)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM, log.read_text()[-3000:]
     finally:

@@ -1,15 +1,13 @@
 """Sweeps: every combination is a run of its own, and what fails or is stopped says so."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
-from command import multicoca
+from command import multicoca, wait_for_a_step
 from patience import DEADLINE_S
 
 from multicoca.cli.compose import split_sweep
@@ -77,12 +75,8 @@ def test_a_signal_saves_and_ends_the_whole_sweep(tmp_path):
             [sys.executable, "-m", "multicoca.cli.main", *sweep, f"output={tmp_path}"],
             env={**os.environ, "MULTICOCA_CACHE": str(tmp_path / "cache")}, stdout=output, stderr=output,
         )  # fmt: skip
-    until = time.monotonic() + DEADLINE_S
     try:
-        while not re.search(r"[1-9]\d*/100000", log.read_text()):
-            assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_for_a_step(process, log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM
     finally:

@@ -68,6 +68,25 @@ def test_fresh_does_not_delete_what_an_automatic_restart_goes_on_with(tmp_path, 
     assert kept.is_file()
 
 
+def test_a_model_folder_is_no_place_for_a_run(tmp_path):
+    files = ("config.yaml", "tokenizer.json", "model.safetensors")
+    (tmp_path / "model").mkdir()
+    for name in files:
+        (tmp_path / "model" / name).write_text("precious")
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="is a model folder"):
+            opened(tmp_path, name="model", fresh=fresh)
+    assert all((tmp_path / "model" / name).read_text() == "precious" for name in files)
+
+
+def test_somebody_elses_configuration_is_not_overwritten(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("mine: 1")
+    with pytest.raises(ValueError, match="mine: 1 then, absent now"):
+        opened(tmp_path)
+    assert (tmp_path / "run" / "config.yaml").read_text() == "mine: 1"
+
+
 def test_a_start_that_ended_before_its_first_checkpoint_binds_nobody(tmp_path):
     opened(tmp_path, seed=1)
     (tmp_path / "run" / "precision.txt").write_text("that of another width")
