@@ -83,6 +83,8 @@ def run_train(arguments: list[str]) -> int:
         return print_help("train_shapes", HELP)
     if any(argument in _SHOW for argument in arguments):
         overrides = [argument for argument in arguments if argument not in (*_SHOW, *SWEEP, "job")]
+        if "hydra" in overrides or "all" in overrides:
+            raise ValueError("--cfg shows the configuration of the run alone; give --cfg job")
         is_sweep = any(argument in SWEEP for argument in arguments)
         runs = [run for run, _ in sweep_runs(overrides)] if is_sweep else [overrides]
         print("---\n".join(to_yaml(compose_training(run)) for run in runs), end="")

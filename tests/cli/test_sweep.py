@@ -88,6 +88,7 @@ def test_a_signal_saves_and_ends_the_whole_sweep(tmp_path):
 def test_the_configuration_of_a_run_is_shown_and_nothing_is_written(tmp_path):
     shown = yaml.safe_load(multicoca(tmp_path, "train", "--cfg", "job", "optim.lr=0.5", *SETTINGS))
     assert (shown["optim"]["lr"], shown["name"], shown["model"]["width"]) == (0.5, "shapes", 32)
+    assert "give --cfg job" in multicoca(tmp_path, "train", "--cfg", "hydra", status=2)
     both = multicoca(tmp_path, "train", "--cfg", "job", "-m", "seed=1,2", *SETTINGS)
     runs = [(each["seed"], each["name"]) for each in yaml.safe_load_all(both)]
     assert runs == [(1, "shapes/seed_1"), (2, "shapes/seed_2")]
