@@ -8,6 +8,8 @@ executor.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -76,10 +78,26 @@ def submit(arguments: Sequence[str]) -> Any:
 
 
 def queue_again(number: int) -> None:
-    """Queues a Slurm job again after training has saved at a signal of the queue; elsewhere it does nothing."""
-    if number not in (signal.SIGUSR1, signal.SIGUSR2):
+    """Queues a Slurm job again after training has saved at a signal of the queue; elsewhere it does nothing.
+
+    SIGUSR1 and SIGUSR2 say that the time is up. SIGTERM says that the job has to make room, or that its owner has
+    cancelled it; only in the first case it comes back.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if number not in (signal.SIGUSR1, signal.SIGUSR2) and not (number == signal.SIGTERM and job and _is_preempted(job)):
         return
     if "SUBMITIT_EXECUTOR" in os.environ:
         signal.raise_signal(signal.SIGUSR2)  # submitit's own handler, which training had replaced
-    elif "SLURM_JOB_ID" in os.environ and os.environ.get("RANK", "0") == "0":
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+    elif job and os.environ.get("RANK", "0") == "0":
+        subprocess.run(["scontrol", "requeue", job], check=True)
+
+
+def _is_preempted(job: str) -> bool:
+    """Whether Slurm has said that a job must make room since it started, which is among what it knows of the job."""
+    if shutil.which("scontrol") is None:
+        return False
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}  # times whose order is that of their texts
+    command = ["scontrol", "show", "job", job]
+    known = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+    started, preempted = (re.search(rf"\b{name}=(\d\S+)", known) for name in ("StartTime", "PreemptTime"))
+    return started is not None and preempted is not None and preempted[1] >= started[1]

@@ -7,9 +7,9 @@ model/, results.json, report.html.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ from multicoca.distributed.launch import (
     local_processes,
     run_processes,
 )
-from multicoca.distributed.setup import distributed, has_lost_rank, training_device
+from multicoca.distributed.setup import distributed, end_process, has_lost_rank, own_cores, training_device
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.suite import evaluate, probe
 from multicoca.files import write_text
@@ -297,8 +297,8 @@ def _train(
         log_answers(writer, step, answers, bundle.processors)
 
     on_gpu = next(bundle.network.parameters()).device.type == "cuda"
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    workers = usable_workers(config.data.workers, available_cores() // local - 1 if on_gpu else 0)
+    cores = own_cores()
+    workers = usable_workers(config.data.workers, cores - 1 if on_gpu else 0)
     try:
         return train(
             bundle.network,
@@ -356,4 +356,9 @@ def _finish(run: _Run, command: str) -> None:
 if __name__ == "__main__":
     from multicoca.cli.main import main
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    try:
+        status = main(["train", *sys.argv[1:]])
+    except Exception:  # printed as Python would, before anything waits for other ranks
+        traceback.print_exc()
+        status = 1
+    end_process(status)

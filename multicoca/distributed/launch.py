@@ -34,8 +34,13 @@ def heeded_signals() -> list[signal.Signals]:
 
 
 def available_cores() -> int:
-    """Returns the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Returns how many cores this process may use."""
+    return len(usable_cores())
+
+
+def usable_cores() -> frozenset[int]:
+    """Returns the numbers of the cores that this process may use."""
+    return frozenset(os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1))
 
 
 def local_processes(requested: int | None, batch_size: int) -> int:

@@ -21,8 +21,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, training_batches
-from multicoca.data.sample import Batch
-from multicoca.distributed.collectives import gather_objects, rank, rank_0_first, sum_over_ranks, world_size
+from multicoca.data.sample import Batch, Problem
+from multicoca.distributed.collectives import rank, rank_0_first, sum_over_ranks, world_size
+from multicoca.distributed.heartbeat import Heartbeat
 from multicoca.distributed.parallelize import Engine, ParallelConfig, parallelize
 from multicoca.distributed.setup import naming_lost_ranks
 from multicoca.model.coca import CoCa
@@ -158,7 +159,9 @@ def train(
     set_tuning(model, config.tuning, config.last_blocks, new, idle)
     autocast, reason = kept_precision(config.precision, device, model.config.width, folder)
     uses_all = uses_all_parameters(len(model.encoders) - len(idle), loss, config)
-    engine = parallelize(model, parallel or ParallelConfig(), device, autocast, uses_all)
+    parallel = parallel or ParallelConfig()
+    engine = parallelize(model, parallel, device, autocast, uses_all)
+    heartbeat = Heartbeat(parallel.timeout_s)
     muon_dtype, muon_reason = torch.bfloat16, ""
     if optim.muon_lr is not None:
         muon_dtype, muon_reason = kept_muon_precision(optim.muon_precision, device, model.config.width, folder)
@@ -193,7 +196,9 @@ def train(
                 average.update(step)
             done = step + 1
             checkpoints.settle()
-            _note_problems(own, ledger, broken_share, device)
+            problems = [problem for batch in own for problem in batch.problems]
+            stopped, problems = heartbeat.exchange(stop.number, problems)
+            _note_problems(problems, ledger, broken_share)
             log.count(own)
             if done % config.log_every == 0 or done == config.steps:
                 _write_scalars(log, done, engine, memory, {**scalars, "learning_rate": rates[0], "bad_steps": left_out})
@@ -201,7 +206,6 @@ def train(
                 log.say(line)
             if profiler is not None:
                 profiler.step()
-            stopped = stop.seen_by_any(device)
             # while steps are left out, the checkpoints from before must stay
             if stopped or done == config.steps or (done % config.checkpoint_every == 0 and not bad):
                 log.flush()  # after a kill, the curves have every step that the checkpoint has
@@ -302,9 +306,8 @@ def _warn_bad(step: int, bad: int, scalars: dict[str, float], config: TrainConfi
         )
 
 
-def _note_problems(batches: Sequence[Batch], ledger: Ledger, broken_share: BrokenShare, device: torch.device) -> None:
+def _note_problems(problems: Sequence[Problem], ledger: Ledger, broken_share: BrokenShare) -> None:
     """Names what any rank could not read. All ranks count all of it, so that they stop together."""
-    problems = gather_objects([problem for batch in batches for problem in batch.problems], device)
     if rank() == 0:
         ledger.add(problems)
     for modality in dict.fromkeys(problem.modality for problem in problems):

@@ -6,10 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from multicoca.distributed.collectives import sum_over_ranks, world_size
-from multicoca.distributed.launch import STOP_SIGNALS, heeded_signals
+from multicoca.distributed.launch import heeded_signals
 
 
 class Stopped(BaseException):
@@ -40,14 +37,6 @@ class StopSignal:
     def __exit__(self, *error: object) -> None:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
-
-    def seen_by_any(self, device: torch.device) -> int | None:
-        """Returns the signal that any rank has got, the largest of several; all ranks get the same answer."""
-        if world_size() == 1:
-            return self.number
-        counts = torch.tensor([float(self.number == number) for number in STOP_SIGNALS], device=device)
-        seen = [number for number, count in zip(STOP_SIGNALS, sum_over_ranks(counts).tolist(), strict=True) if count]
-        return max(seen, default=None)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from patience import DEADLINE_S
 
-from multicoca.cli.cluster import Job, is_launcher, submit
+from multicoca.cli.cluster import Job, is_launcher, queue_again, submit
 from multicoca.train.checkpoint import whole_checkpoints
 
 SETTINGS = [
@@ -57,3 +57,38 @@ def test_what_is_queued_again_is_the_same_command():
     assert is_launcher("hydra/launcher=slurm")
     assert is_launcher("+hydra.launcher.nodes=2")
     assert not is_launcher("train.steps=3")
+
+
+@pytest.mark.parametrize(
+    ("number", "known", "queued"),
+    [
+        (signal.SIGUSR1, "", True),
+        (signal.SIGTERM, "StartTime=2026-05-01T10:00:00 PreemptTime=2026-05-01T11:00:00", True),
+        (signal.SIGTERM, "StartTime=2026-05-01T10:00:00 PreemptTime=None", False),  # its owner has cancelled it
+        (signal.SIGTERM, "StartTime=2026-05-01T10:00:00 PreemptTime=2026-05-01T09:00:00", False),  # before a requeue
+        (signal.SIGINT, "StartTime=2026-05-01T10:00:00 PreemptTime=2026-05-01T11:00:00", False),
+    ],
+)
+def test_a_job_that_has_to_make_room_is_queued_again_and_one_that_is_cancelled_not(
+    tmp_path, monkeypatch, number, known, queued
+):
+    asked = tmp_path / "asked.txt"
+    program = tmp_path / "scontrol"
+    program.write_text(f"#!/bin/sh\necho $@ >> {asked}\necho '{known}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+    queue_again(number)
+    assert ("requeue 17" in (asked.read_text() if asked.is_file() else "")) is queued
+
+
+def test_submitit_queues_a_job_again_that_has_to_make_room(monkeypatch):
+    raised = []
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr("multicoca.cli.cluster._is_preempted", lambda job: job == "17")
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    queue_again(signal.SIGTERM)
+    assert raised == [signal.SIGUSR2]

@@ -11,8 +11,10 @@ from patience import DEADLINE_S
 TESTS = Path(__file__).parents[1]
 
 
-def run_ranks(worker: Path, world_size: int, *arguments: str, deadline_s: float = DEADLINE_S) -> None:
-    """Returns when all ranks have ended well; a rank that fails or hangs is an error."""
+def run_ranks(
+    worker: Path, world_size: int, *arguments: str, deadline_s: float = DEADLINE_S, statuses: list[int] | None = None
+) -> None:
+    """Returns when all ranks have ended well, or with these statuses; a rank that fails or hangs is an error."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -24,7 +26,7 @@ def run_ranks(worker: Path, world_size: int, *arguments: str, deadline_s: float 
         for rank in range(world_size)
     ]
     try:
-        assert [process.wait(deadline_s) for process in ranks] == [0] * world_size
+        assert [process.wait(deadline_s) for process in ranks] == (statuses or [0] * world_size)
     finally:
         for process in ranks:
             process.kill()
