@@ -24,7 +24,7 @@ from multicoca.inputs import (
     map_batches,
     sample_batches,
 )
-from multicoca.modality import Processor
+from multicoca.modality import Processor, finished
 from multicoca.model.bundle import Bundle, Caption
 from multicoca.model.generate import DecodingConfig, decoding_config
 from multicoca.model.spec import ModelSpec
@@ -218,7 +218,8 @@ class MultiCoCa:
 
     def collate(self, modality: str, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Joins samples into the inputs of `encode`."""
-        return self._processor(modality).collate(samples)
+        processor = self._processor(modality)
+        return finished(processor, processor.collate(samples))
 
     def tokenize(self, texts: str | Iterable[str]) -> tuple[Int[Tensor, "texts length"], Int[Tensor, " texts"]]:
         """Returns (token ids, padded; the number of real tokens of each text)."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from multicoca.reading import UnreadableFileError, require
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from multicoca.data.shapes import Scene
 
 __all__ = [
-    "ENTRY_POINT_GROUP", "HEAD_BYTES", "ContentRecognizer", "Encoder", "FullPrecisionEncoder", "Modality",
+    "ENTRY_POINT_GROUP", "HEAD_BYTES", "ContentRecognizer", "Encoder", "Finisher", "FullPrecisionEncoder", "Modality",
     "ObjectReader", "Processor", "Remarker", "Resizable", "SceneRenderer", "TensorBoardViewer", "UnreadableFileError",
-    "as_array", "check_sizes", "configuration_folders", "installed_modalities", "require",
+    "as_array", "check_sizes", "configuration_folders", "finished", "installed_modalities", "normalized", "require",
 ]  # fmt: skip
 ENTRY_POINT_GROUP = "multicoca.modalities"
 HEAD_BYTES = 1024  # of a file, by which a `ContentRecognizer` knows it
@@ -109,6 +110,18 @@ class ObjectReader(Protocol):
 
     def takes(self, value: Any) -> bool:
         """Whether a value is one of the objects, judged by its type and shape alone; never for paths and bytes."""
+        ...
+
+
+@runtime_checkable
+class Finisher(Protocol):
+    """What a processor adds when its samples travel in a smaller form than the encoder takes, such as uint8."""
+
+    def finish(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the encoder's inputs for collated ones, on the device on which these lie.
+
+        What is finished already stays as it is. On a GPU it must not wait for results.
+        """
         ...
 
 
@@ -227,6 +240,29 @@ def configuration_folders() -> list[Traversable]:
         with suppress(ModuleNotFoundError):  # `doctor` reports packages that cannot be imported
             folders.append(files(point.value) / "configs")
     return [folder for folder in folders if folder.is_dir()]
+
+
+def finished(processor: Processor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what the encoder takes for collated inputs; see `Finisher`."""
+    return processor.finish(inputs) if isinstance(processor, Finisher) else dict(inputs)
+
+
+def normalized(
+    levels: Shaped[Tensor, "*batch channels height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "*batch channels height width"]:
+    """Returns (levels / 255 - mean) / std by channel, in float32; floating numbers are returned as they are.
+
+    Args:
+        levels: uint8.
+        mean: a number for each channel.
+        std: likewise.
+    """
+    if levels.is_floating_point():
+        return levels
+    values = levels.to(torch.float32).div_(255)
+    for channel, (center, spread) in enumerate(zip(mean, std, strict=True)):  # numbers go to a GPU without a wait
+        values.select(-3, channel).sub_(center).div_(spread)
+    return values
 
 
 def check_sizes(least: int = 1, most: int = MAX_SIZE, **sizes: int) -> None:

@@ -1,4 +1,4 @@
-"""Image files to normalised pixels, and scenes of the shapes world to JPEG files.
+"""Image files to pixels, which are normalised on the device, and scenes of the shapes world to JPEG files.
 
 Testing resizes the short side and crops the centre, as the published image encoders do; `timm_processor` reads their
 constants from timm. Training crops a random part when `train_scale` says so, with the distribution of Inception
@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from multicoca.data.shapes.geometry import front_view
 from multicoca.data.shapes.scene import Scene
-from multicoca.modality import UnreadableFileError, check_sizes, require
+from multicoca.modality import UnreadableFileError, check_sizes, normalized, require
 from multicoca_image.decoding import OBJECTS, SUFFIXES, decode_image, is_picture, picture_of, suffix_of
 from multicoca_image.timm_models import MAX_SIDE_PX, published_settings
 
@@ -117,7 +117,7 @@ class ImageProcessor:
         return decode_image(data, self.max_pixels, str(file))
 
     def preprocess(self, raw: Image.Image, train: bool, generator: torch.Generator) -> dict[str, Tensor]:
-        """Returns {"pixels": float32 [3, size_px, size_px]}, cropped, resized and normalised."""
+        """Returns {"pixels": uint8 [3, size_px, size_px]}, cropped and resized."""
         image = torch.from_numpy(np.array(raw)).permute(2, 0, 1)
         if train and self.train_scale != (1.0, 1.0):
             image = self._resize(_random_crop(image, self.train_scale, generator), (self.size_px, self.size_px))
@@ -125,11 +125,15 @@ class ImageProcessor:
             image = self._resize_and_crop(image)
         if train and self.horizontal_flip and torch.rand((), generator=generator) < 0.5:
             image = image.flip(2)
-        return {"pixels": self._normalise(image)}
+        return {"pixels": image.contiguous()}
 
     def collate(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Returns {"pixels": float32 [batch, 3, size_px, size_px]}."""
+        """Returns {"pixels": uint8 [batch, 3, size_px, size_px]}."""
         return {"pixels": torch.stack([sample["pixels"] for sample in samples])}
+
+    def finish(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns {"pixels": float32 [batch, 3, size_px, size_px]}, normalised."""
+        return {**inputs, "pixels": normalized(inputs["pixels"], self.mean, self.std)}
 
     def thumbnail(self, raw: Image.Image) -> Image.Image:
         """Returns a copy of at most 160 px."""
@@ -143,10 +147,6 @@ class ImageProcessor:
         view = Image.fromarray(front_view(scene, 0.5, self.scene_size_px))
         view.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # full colour: objects are a few pixels wide
         return file.getvalue()
-
-    def _normalise(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return image.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(mean).div_(std)
 
     def _resize(self, image: Tensor | Image.Image, size_px: tuple[int, int]) -> Tensor | Image.Image:
         """Resizes to (height, width): a picture by Pillow, as published models were tested, a tensor more quickly."""

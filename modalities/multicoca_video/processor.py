@@ -1,14 +1,14 @@
-"""From video files to samples: open, choose moments, crop, scale, normalise; and from scenes to video files.
+"""From video files to samples: open, choose moments, crop, scale; and from scenes to video files.
 
 The decision: a decoded video is only a list of times until the moments are chosen, so just those frames are ever
-converted. They stay uint8 until they are scaled; the sample is float32, (x / 255 - mean) / std, like an image's.
+converted. They stay uint8 until they are on the device, where they become (x / 255 - mean) / std, like an image's.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from multicoca.data.shapes import Scene
-from multicoca.modality import check_sizes
+from multicoca.modality import check_sizes, normalized
 from multicoca_video.magic import suffix_of
 from multicoca_video.objects import OBJECTS, FrameArray, clip_of, is_clip
 from multicoca_video.reader import Video, check_backends, open_video
@@ -124,7 +124,7 @@ class VideoProcessor:
         """Makes one sample.
 
         Returns:
-            {"frames": float32 [frames, 3, size_px, size_px], "times_s": float32 [frames]}.
+            {"frames": uint8 [frames, 3, size_px, size_px], "times_s": float32 [frames]}.
 
         Raises:
             UnreadableFileError: nothing could be decoded.
@@ -145,11 +145,16 @@ class VideoProcessor:
         """Joins samples; shorter ones are padded at their end with zeros.
 
         Returns:
-            {"frames": float32 [batch, frames, 3, size_px, size_px], "mask": bool [batch, frames]}.
+            {"frames": uint8 [batch, frames, 3, size_px, size_px], "mask": bool [batch, frames]}.
         """
         lengths = torch.tensor([len(sample["frames"]) for sample in samples])
         frames = torch.nn.utils.rnn.pad_sequence([sample["frames"] for sample in samples], batch_first=True)
         return {"frames": frames, "mask": torch.arange(frames.shape[1]) < lengths[:, None]}
+
+    def finish(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the inputs with frames as float32, (x / 255 - mean) / std."""
+        mean, std = _per_color(self.mean, "mean"), _per_color(self.std, "std")
+        return {**inputs, "frames": normalized(inputs["frames"], mean, std)}
 
     def thumbnail(self, raw: Video | FrameArray) -> Image.Image:
         """Draws four frames side by side, from the first to the last."""
@@ -187,9 +192,7 @@ class VideoProcessor:
         frames = torch.stack(raw.prepared(frames_at(times, raw.frame_times_s), prepare))
         if train and self.flip_probability > 0 and torch.rand((), generator=generator).item() < self.flip_probability:
             frames = frames.flip(-1)
-        mean = torch.tensor(_per_color(self.mean, "mean")).view(3, 1, 1)
-        std = torch.tensor(_per_color(self.std, "std")).view(3, 1, 1)
-        return {"frames": (frames / 255 - mean) / std, "times_s": torch.from_numpy(times).float()}
+        return {"frames": frames, "times_s": torch.from_numpy(times).float()}
 
     def _crop(self, height: int, width: int, train: bool, generator: torch.Generator) -> tuple[int, int, int, int]:
         """Returns (top, left, height, width) of what is kept of a frame: the central square, or in training a draw."""

@@ -5,8 +5,8 @@ An item names its file or its place in a tar and is cheap to make; what it holds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,19 @@ class Batch:
     number: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on a device."""
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        ids, lengths = self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True)
-        return Batch(self.modality, inputs, ids, lengths, self.keys, self.problems, self.number)
+        """Returns the batch on a device; from pinned memory the copy runs beside what follows."""
+        return self._with(lambda value: value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in memory from which a GPU copies by itself; torch's data loader calls it."""
+        return self._with(Tensor.pin_memory)
+
+    def first(self, count: int) -> Batch:
+        """Returns the first pairs; the whole batch where not every input has an axis of the batch in front."""
+        if any(value.ndim == 0 or len(value) != len(self.ids) for value in self.inputs.values()):
+            return self
+        return replace(self._with(lambda value: value[:count]), keys=self.keys[:count])
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        inputs = {name: change(value) for name, value in self.inputs.items()}
+        return replace(self, inputs=inputs, ids=change(self.ids), lengths=change(self.lengths))

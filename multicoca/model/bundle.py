@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multicoca.modality import FullPrecisionEncoder, Processor
+from multicoca.modality import FullPrecisionEncoder, Processor, finished
 from multicoca.model.coca import CoCa
 from multicoca.model.generate import DecodingConfig, Generated, generate
 from multicoca.text.tokenizer import TextTokenizer
@@ -60,12 +60,16 @@ class Bundle:
         return next(self.network.parameters()).dtype
 
     def placed(self, modality: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns collated inputs on the network's device, floating ones in its type; see `FullPrecisionEncoder`."""
+        """Returns the encoder's inputs for collated ones, on the network's device and, if floating, in its type.
+
+        See `Finisher` and `FullPrecisionEncoder`.
+        """
         encoder = self.network.encoders[modality]
         exact = encoder.full_precision_inputs if isinstance(encoder, FullPrecisionEncoder) else ()
+        moved = {name: value.to(self.device) for name, value in inputs.items()}
         return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() and name not in exact else None)
-            for name, value in inputs.items()
+            name: value.to(self.dtype) if value.is_floating_point() and name not in exact else value
+            for name, value in finished(self.processors[modality], moved).items()
         }
 
     @torch.no_grad()

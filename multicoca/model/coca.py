@@ -155,6 +155,7 @@ class CoCa(nn.Module):
         captions: bool = True,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        predicted: tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]] | None = None,
     ) -> Outputs:
         """Encodes pairs of sources and texts and predicts each next token of the texts.
 
@@ -167,13 +168,14 @@ class CoCa(nn.Module):
             captions: whether to predict next tokens.
             label_smoothing: of the captioning loss; see `summed_cross_entropy`.
             z_loss: of the captioning loss; see `summed_cross_entropy`.
+            predicted: what `predicted_rows` gives; without it a GPU has to be waited for, which counts them.
         """
         context, source = self._encode(modality, inputs)
         texts, cls = self.text.unimodal(ids, lengths)
         outputs = self._embedded(modality, source, cls) if contrastive else Outputs()
         if not captions:
             return outputs
-        hidden, targets = self._predictions(texts, context, ids, lengths)
+        hidden, targets = self._predictions(texts, context, predicted or predicted_rows(ids, lengths))
         head = self.heads[modality].caption_head.weight
         loss, right = summed_cross_entropy(hidden, head, targets, label_smoothing, z_loss)
         return replace(outputs, caption_loss=loss, right_tokens=right)
@@ -190,7 +192,8 @@ class CoCa(nn.Module):
         All texts stand one after another, without padding.
         """
         context, _ = self._encode(modality, inputs)
-        hidden, targets = self._predictions(self.text.unimodal(ids, lengths)[0], context, ids, lengths)
+        predicted = predicted_rows(ids, lengths)
+        hidden, targets = self._predictions(self.text.unimodal(ids, lengths)[0], context, predicted)
         real = targets != NO_TARGET
         return at_least_float32(self.heads[modality].caption_head(hidden[real])), targets[real]
 
@@ -203,11 +206,10 @@ class CoCa(nn.Module):
         """
         items, (count, length) = len(context.values), ids.shape
         texts = self.text.unimodal(ids, lengths)[0]
-        ids, lengths = ids.repeat(items, 1), lengths.repeat(items)
-        hidden, targets = self._predictions(texts.repeat(items, 1, 1), context, ids, lengths)
+        rows, targets = predicted_rows(ids.repeat(items, 1), lengths.repeat(items))
+        hidden, targets = self._predictions(texts.repeat(items, 1, 1), context, (rows, targets))
         logits = at_least_float32(self.heads[modality].caption_head(hidden))
         losses = F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
-        rows = _predicted_rows(ids, lengths)[0]
         return -losses.new_zeros(items * count).index_add(0, rows // (length - 1), losses).unflatten(0, (items, count))
 
     def next_token_logits(
@@ -217,10 +219,10 @@ class CoCa(nn.Module):
         return at_least_float32(self.heads[modality].caption_head(self.text.extend(ids, state)))
 
     def _predictions(
-        self, texts: Tensor, context: Tokens, ids: Tensor, lengths: Tensor
+        self, texts: Tensor, context: Tokens, predicted: tuple[Tensor, Tensor]
     ) -> tuple[Float[Tensor, "rows width"], Int[Tensor, " rows"]]:
-        """Returns what the caption head reads at the tokens that have a next one, and these; see `_predicted_rows`."""
-        rows, targets = _predicted_rows(ids, lengths)
+        """Returns what the caption head reads at the tokens that have a next one, and these; see `predicted_rows`."""
+        rows, targets = predicted
         return self.text.multimodal(texts[:, :-1], context).flatten(0, 1)[rows], targets
 
     def _embedded(self, modality: str, source: Tensor, cls: Tensor) -> Outputs:
@@ -231,7 +233,7 @@ class CoCa(nn.Module):
         return F.normalize(at_least_float32(self.text_projection(cls)), dim=-1)
 
 
-def _predicted_rows(
+def predicted_rows(
     ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
     """Finds the tokens that have a next one, so that the caption head runs on no padding.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from multicoca.tokens import Tokens
+
+Collate = Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]]  # from samples to what an encoder takes
 
 _TOLERANCE = 2e-4  # relative to the size of the tokens, in fp32
 

@@ -16,7 +16,7 @@ from multicoca.modality import Encoder, Modality, Processor
 from multicoca.testing.encoders import check_blocks, check_precision, check_statistics, check_tokens
 from multicoca.testing.grid import check_grid
 from multicoca.testing.padding import check_padding
-from multicoca.testing.processors import check_processor
+from multicoca.testing.processors import check_finishing, check_processor
 from multicoca.testing.state import check_state
 from multicoca.testing.training import check_training
 
@@ -42,12 +42,13 @@ def check_modality(modality: Modality, files: Sequence[Path], rebuild: Callable[
     assert isinstance(encoder, nn.Module), "the encoder must be an nn.Module"
     check_blocks(encoder)
     samples = check_processor(processor, files)
-    inputs = processor.collate(samples)
+    collate = check_finishing(processor, samples)
+    inputs = collate(samples)
     encoder = copy.deepcopy(encoder).eval()
-    check_statistics(encoder, processor, samples)
+    check_statistics(encoder, collate, samples)
     tokens = check_tokens(encoder, inputs, len(samples))
-    check_padding(encoder, processor, samples)
-    check_grid(encoder, processor, samples[0])
+    check_padding(encoder, collate, samples)
+    check_grid(encoder, collate, samples[0])
     check_precision(encoder, inputs)
     check_state(modality.encoder, inputs, tokens, rebuild)
     check_training(modality, inputs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from multicoca.modality import Processor
+from multicoca.testing.comparison import Collate
 from multicoca.tokens import Tokens
 
 
@@ -64,7 +64,7 @@ def _is_grid(grid: tuple[int, ...]) -> bool:
     return len(grid) in (2, 3) and min(grid) >= 1
 
 
-def check_statistics(encoder: nn.Module, processor: Processor, samples: Sequence[dict[str, Tensor]]) -> None:
+def check_statistics(encoder: nn.Module, collate: Collate, samples: Sequence[dict[str, Tensor]]) -> None:
     """Nothing in the encoder takes statistics of the batch in training. A norm that `train()` leaves frozen is fine."""
     fix = (
         "a sample's tokens then depend on its batch, and the statistics differ between processes. Use GroupNorm or "
@@ -78,7 +78,7 @@ def check_statistics(encoder: nn.Module, processor: Processor, samples: Sequence
         and (isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats))
     ]
     assert not norms, f"statistics of the batch are taken in training by {', '.join(norms)}; expected none: {fix}"
-    first, second = (_buffers_after_training(encoder, processor.collate([one, one])) for one in samples[:2])
+    first, second = (_buffers_after_training(encoder, collate([one, one])) for one in samples[:2])
     changed = [
         name
         for name, value in first.items()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multicoca.modality import Processor
+from multicoca.testing.comparison import Collate
 from multicoca.tokens import Tokens
 
 _CLEARLY = 2.0  # ResNet, EfficientNet and MaxViT with random weights stay below 1.1 where their order is right
@@ -42,9 +42,9 @@ class _Probe:
         return float((self.response.amax(dim=1) / self.response.sum(dim=1).clamp(min=1e-30)).min())
 
 
-def check_grid(encoder: nn.Module, processor: Processor, sample: dict[str, Tensor]) -> None:
+def check_grid(encoder: nn.Module, collate: Collate, sample: dict[str, Tensor]) -> None:
     """The tokens lie in the order of the grid, the last side fastest."""
-    inputs = processor.collate([sample])
+    inputs = collate([sample])
     with torch.no_grad():
         tokens = encoder(inputs)
         grid = tokens.grid

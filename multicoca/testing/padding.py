@@ -12,24 +12,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from multicoca.modality import Processor
-from multicoca.testing.comparison import assert_same_tokens, real_tokens
+from multicoca.testing.comparison import Collate, assert_same_tokens, real_tokens
 
 _SHORT = 0.75  # a sample below this share of the longest is short enough to have fewer tokens
 _DEAD = 1e-3  # parameters that start below this, such as LayerScale, hide what their branch does
 _AWAKE = 0.1
 
 
-def check_padding(encoder: nn.Module, processor: Processor, samples: Sequence[dict[str, Tensor]]) -> None:
+def check_padding(encoder: nn.Module, collate: Collate, samples: Sequence[dict[str, Tensor]]) -> None:
     """Whatever shares a batch with a sample, and whatever its padding holds, its real tokens are the same."""
     encoder = _with_live_branches(encoder)
-    natural = processor.collate(samples)
-    samples = _of_different_lengths(processor, samples)
-    inputs = processor.collate(samples)
+    natural = collate(samples)
+    samples = _of_different_lengths(collate, samples)
+    inputs = collate(samples)
     with torch.no_grad():
         together = encoder(inputs)
         for row, sample in enumerate(samples):
-            alone = encoder(processor.collate([sample]))
+            alone = encoder(collate([sample]))
             single, batched = real_tokens(alone, 0), real_tokens(together, row)
             assert single.shape == batched.shape, (
                 f"padding must not change the number of real tokens: sample {row} has {len(single)} alone and "
@@ -63,9 +62,9 @@ def _check_content_of_padding(encoder: nn.Module, inputs: dict[str, Tensor]) -> 
         assert_same_tokens(after, before, f"{fix}. Mask attention and means, or zero padding by the mask on entry")
 
 
-def _of_different_lengths(processor: Processor, samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def _of_different_lengths(collate: Collate, samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Returns the samples, with a cut one if a mask says that all have about the same length."""
-    masks = _masks(processor.collate(samples))
+    masks = _masks(collate(samples))
     for name, mask in masks.items():
         assert mask.any(dim=1).all(), (
             f"'{name}' is False everywhere for a sample; True marks what is real. A boolean input [batch, length] is a "
@@ -77,7 +76,7 @@ def _of_different_lengths(processor: Processor, samples: Sequence[dict[str, Tens
     for name, count in counts.items():
         longest = int(count.argmax())
         cut = _cut(samples[longest], length=int(count[longest]))
-        if _is_shorter(processor, name, samples[longest], cut):
+        if _is_shorter(collate, name, samples[longest], cut):
             return [*samples, cut]
     assert any(count.min() < count.max() for count in counts.values()), (
         f"the check of padding is empty: collate gives the mask {', '.join(masks)}, but all {len(samples)} files give "
@@ -107,10 +106,10 @@ def _cut(sample: dict[str, Tensor], length: int) -> dict[str, Tensor]:
     return result
 
 
-def _is_shorter(processor: Processor, name: str, sample: dict[str, Tensor], cut: dict[str, Tensor]) -> bool:
+def _is_shorter(collate: Collate, name: str, sample: dict[str, Tensor], cut: dict[str, Tensor]) -> bool:
     try:
-        mask = _masks(processor.collate([sample, cut]))[name]
-        processor.collate([cut])
+        mask = _masks(collate([sample, cut]))[name]
+        collate([cut])
     except Exception:  # what was cut is no sample of this processor; the caller then asks for files
         return False
     return 0 < int(mask[1].sum()) < int(mask[0].sum())

@@ -16,13 +16,15 @@ from torch.utils.tensorboard import SummaryWriter
 from multicoca.modality import (
     HEAD_BYTES,
     ContentRecognizer,
+    Finisher,
     ObjectReader,
     Processor,
     Remarker,
     TensorBoardViewer,
     UnreadableFileError,
+    finished,
 )
-from multicoca.testing.comparison import assert_same_sample
+from multicoca.testing.comparison import Collate, assert_same_sample
 
 _NO_FILE = b"this is no such file"
 _THUMBNAIL_PIXELS = 1024 * 1024  # a report holds dozens; a strip of frames may be long but is then low
@@ -54,6 +56,16 @@ def check_processor(processor: Processor, files: Sequence[Path]) -> list[dict[st
     for file in {file.suffix.lower(): file for file in files}.values():
         _check_broken_files(processor, file)
     return samples
+
+
+def check_finishing(processor: Processor, samples: Sequence[dict[str, Tensor]]) -> Collate:
+    """Finished inputs stay as they are, and the collated ones too; returns what gives the encoder's inputs."""
+    if isinstance(processor, Finisher):
+        collated, before = processor.collate(samples), processor.collate(samples)
+        once = processor.finish(collated)
+        assert_same_sample(collated, before, "finish changed the inputs that it was given. Work on a copy")
+        assert_same_sample(processor.finish(once), once, "finish must leave as it is what is finished already")
+    return lambda samples: finished(processor, processor.collate(samples))
 
 
 def _sample(processor: Processor, raw: Any) -> dict[str, Tensor]:

@@ -36,21 +36,26 @@ class Adafactor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Updates all parameters that have a gradient."""
+        """Updates all parameters that have a gradient; where the attribute `found_inf` is 1, nothing changes."""
         del closure
+        found_inf = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    update = self._update(parameter, group["momentum"])
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-group["lr"])
+                    left_out = torch.zeros((), device=parameter.device) if found_inf is None else found_inf
+                    used = 1 - left_out.double()
+                    update = self._update(parameter, group["momentum"], used)
+                    parameter.mul_(1 - used * (group["lr"] * group["weight_decay"]))
+                    parameter.sub_(update * (used * group["lr"]))
 
-    def _update(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Takes in a gradient and returns the mean of updates."""
-        gradient, axes = parameter.grad, _factored_axes(parameter.shape)
+    def _update(self, parameter: Tensor, momentum: float, used: Tensor) -> Tensor:
+        """Takes in a gradient and returns the mean of updates; `used` is 1, or 0 for a gradient that does not count."""
+        axes = _factored_axes(parameter.shape)
+        gradient = torch.where(used > 0, parameter.grad, 0.0)
         state = self.state[parameter] or self._begin(parameter, axes)
-        state["step"] += 1
-        new = max(1 - _MOST_KEPT, float(state["step"]) ** -_DECAY)
+        state["step"] = state["step"].to(parameter.device) + used.float()  # loading leaves it on the CPU
+        new = (state["step"].double() ** -_DECAY).clamp(min=1 - _MOST_KEPT, max=1) * used
+        new = new.to(gradient.dtype)
         squares = gradient.square() + _EPSILON
         if axes is None:
             state["squares"].lerp_(squares, new)
@@ -65,12 +70,13 @@ class Adafactor(torch.optim.Optimizer):
         size = (_whole(update.square().sum()) / parameter.numel()).sqrt()
         update = update / _beside((size / _CLIP).clamp(min=1), update)
         state["mean"] = state["mean"].to(torch.bfloat16)  # loading makes it as wide as its parameter
-        state["mean"].lerp_(update.to(torch.bfloat16), 1 - momentum)
+        mean = state["mean"].lerp(update.to(torch.bfloat16), 1 - momentum)  # a weight in bf16 would be another one
+        state["mean"] = torch.where(used > 0, mean, state["mean"])
         return state["mean"].to(gradient.dtype)
 
     def _begin(self, parameter: Tensor, axes: tuple[int, int] | None) -> dict[str, Tensor]:
         state = self.state[parameter]
-        state["step"] = torch.zeros(())
+        state["step"] = torch.zeros((), device=parameter.device)
         state["mean"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         if axes is None:
             state["squares"] = torch.zeros_like(parameter)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from multicoca.distributed.collectives import rank, rank_0_first, sum_over_ranks
 from multicoca.distributed.heartbeat import Heartbeat
 from multicoca.distributed.parallelize import Engine, ParallelConfig, parallelize
 from multicoca.distributed.setup import naming_lost_ranks
+from multicoca.modality import Processor
 from multicoca.model.coca import CoCa
 from multicoca.train.checkpoint import Checkpoints
 from multicoca.train.metrics import PeakMemory, TrainingLog
@@ -175,6 +177,7 @@ def train(
     muon = f"; Muon: {muon_reason}" if muon_reason else ""
     log.say(f"precision: {reason}{muon}" + (f"; resuming at step {first}" if first else ""))
     memory, started, done, stopped, bad, left_out = PeakMemory(), time.perf_counter(), first, None, 0, 0
+    reports: deque[_Report] = deque()
 
     def seconds() -> float:
         return earlier_s + time.perf_counter() - started
@@ -184,23 +187,27 @@ def train(
     with StopSignal() as stop, naming_lost_ranks(), checkpoints.finishing(), profiling as profiler:
         for step, own in enumerate(log.waiting(training_batches(steps, first, config.steps, num_workers)), first):
             model.freeze_encoders(config.tuning == "frozen_then_all" and step < config.frozen_steps)
-            _count_flops(engine, own, loss, autocast, log)
-            losses = accumulate_gradients(engine, own, loss, autocast, (steps.seed, step))
+            _count_flops(engine, own, loss, autocast, steps.processors, log)
+            losses = accumulate_gradients(engine, own, loss, autocast, (steps.seed, step), steps.processors)
             rates = learning_rates(step, config.steps, optim, optimizers)
-            scalars = _update(model, losses, optimizers, rates, optim.clip_norm)
-            bad = 0 if all(map(math.isfinite, scalars.values())) else bad + 1
-            if bad:
-                left_out += 1
-                _warn_bad(step, bad, scalars, config, log)
-            elif average is not None:
-                average.update(step)
+            report = _update(model, losses, optimizers, rates, optim.clip_norm, average, step)
             done = step + 1
             checkpoints.settle()
             problems = [problem for batch in own for problem in batch.problems]
             stopped, problems = heartbeat.exchange(stop.number, problems)
             _note_problems(problems, ledger, broken_share)
             log.count(own)
-            if done % config.log_every == 0 or done == config.steps:
+            is_logged = done % config.log_every == 0 or done == config.steps
+            reports.append(report)
+            # a GPU is a step behind, and waited for where the scalars are needed at once
+            while reports and (reports[0].step < step or is_logged or stopped or done % config.checkpoint_every == 0):
+                before = reports.popleft()
+                scalars = before.read()
+                bad = 0 if all(map(math.isfinite, scalars.values())) else bad + 1
+                if bad:
+                    left_out += 1
+                    _warn_bad(before.step, bad, scalars, config, log)
+            if is_logged:
                 _write_scalars(log, done, engine, memory, {**scalars, "learning_rate": rates[0], "bad_steps": left_out})
             for line in steps.epochs_ended(step):
                 log.say(line)
@@ -248,17 +255,42 @@ def _check_reached(model: CoCa) -> None:
         )
 
 
+class _Report:
+    """Scalars of a step on their way from the device."""
+
+    def __init__(self, step: int, scalars: dict[str, Tensor]):
+        self.step, self._tags = step, list(scalars)
+        values = torch.stack([value.detach().double() for value in scalars.values()])
+        self._there = torch.cuda.Event() if values.is_cuda else None
+        self._values = values.to("cpu", non_blocking=True)  # to pinned memory, and without a wait
+        if self._there is not None:
+            self._there.record()
+
+    def read(self) -> dict[str, float]:
+        """Returns the scalars, when they are there."""
+        if self._there is not None:
+            self._there.synchronize()
+        return dict(zip(self._tags, self._values.tolist(), strict=True))
+
+
 def _update(
-    model: CoCa, losses: dict[str, Tensor], optimizers: Optimizers, rates: Sequence[float], clip_norm: float
-) -> dict[str, float]:
-    """Updates the parameters unless a loss or gradient is not finite; returns the losses and the gradients' norm."""
-    scalars = {tag: float(value) for tag, value in losses.items()}
+    model: CoCa,
+    losses: dict[str, Tensor],
+    optimizers: Optimizers,
+    rates: Sequence[float],
+    clip_norm: float,
+    average: Average | None,
+    step: int,
+) -> _Report:
+    """Updates parameters and average unless a loss or gradient is not finite; reports losses and gradients' norm."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    usable = all(map(math.isfinite, scalars.values()))
-    norm = optimizer_step(parameters, optimizers, rates, clip_norm, usable)
+    usable = torch.stack(list(losses.values())).isfinite().all()
+    norm, used = optimizer_step(parameters, optimizers, rates, clip_norm, usable)
     for head in model.heads.values():
         head.limit_scale()
-    return {**scalars, "gradient_norm": norm}
+    if average is not None:
+        average.update(step, used)
+    return _Report(step, {**losses, "gradient_norm": norm})
 
 
 def _whole_weights(engine: Engine, average: Average | None) -> dict[str, Tensor] | None:
@@ -275,16 +307,22 @@ def _in_place(average: Average | None) -> AbstractContextManager[None]:
 
 
 def _count_flops(
-    engine: Engine, own: Sequence[Batch], loss: LossConfig, autocast: torch.dtype | None, log: TrainingLog
+    engine: Engine,
+    own: Sequence[Batch],
+    loss: LossConfig,
+    autocast: torch.dtype | None,
+    processors: Mapping[str, Processor],
+    log: TrainingLog,
 ) -> None:
     """Counts the floating-point work of a sample of each modality that comes for the first time, by one more pass.
 
-    What activation checkpointing computes again is counted, too.
+    It runs on two samples, eagerly, which needs more memory than compiled blocks. What activation checkpointing
+    computes again is counted, too; what the contrastive loss adds for a larger batch, below a hundredth, is not.
     """
-    for batch in {batch.modality: batch for batch in reversed(own)}.values():
+    for batch in {batch.modality: batch.first(2) for batch in reversed(own)}.values():
         if batch.modality not in log.flops:
             with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-                accumulate_gradients(engine, [batch], loss, autocast)
+                accumulate_gradients(engine, [batch], loss, autocast, processors=processors)
             if engine.uses_all:
                 _check_reached(engine.model)
             engine.model.zero_grad(set_to_none=True)

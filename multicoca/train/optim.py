@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from multicoca.train.adafactor import Adafactor
 from multicoca.train.muon import Muon
@@ -231,10 +233,13 @@ class Average:
         self._values = {name: p.detach().clone() for name, p in self._own.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes in the parameters after a step."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self._values.values()), list(self._own.values()), 1 - decay)
+    def update(self, step: int, used: Bool[Tensor, ""] | None = None) -> None:
+        """Takes in the parameters after a step, unless it was not used."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        weight = torch.full((), share, device=next(iter(self._values.values())).device)
+        weight = weight if used is None else weight * used
+        values, own = ([_local(each) for each in kept.values()] for kept in (self._values, self._own))
+        torch._foreach_lerp_(values, own, [weight.to(value.dtype) for value in values])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the averages by parameter name, as they are, for checkpoints."""
@@ -257,6 +262,10 @@ class Average:
         for module in self._module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # what was gathered before is of other values
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def set_tuning(

@@ -8,19 +8,22 @@ the number of micro-batches and ranks.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from multicoca.data.order import keyed_number
 from multicoca.data.sample import Batch
 from multicoca.distributed.collectives import rank, sum_over_ranks
 from multicoca.distributed.parallelize import Engine
-from multicoca.model.coca import Outputs
+from multicoca.modality import Processor, finished
+from multicoca.model.coca import Outputs, predicted_rows
 from multicoca.model.losses import contrastive_loss, sigmoid_loss
 from multicoca.train.optim import Optimizers
 
@@ -66,9 +69,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class _Part:
-    """A micro-batch with its share of the step."""
+    """A micro-batch on the device, or on its way there, with its share of the step."""
 
     batch: Batch
+    predicted: tuple[Tensor, Tensor] | None
+    there: torch.cuda.Event | None  # behind which the copy is done
     weight: float  # of its modality in the step
     of_modality: int  # micro-batches of its modality
     of_batch: int  # micro-batches of its batch
@@ -86,6 +91,7 @@ def accumulate_gradients(
     config: LossConfig,
     autocast: torch.dtype | None = None,
     key: tuple[int, ...] = (0,),
+    processors: Mapping[str, Processor] | None = None,
 ) -> dict[str, Tensor]:
     """Adds the gradients of a step's batches, over all ranks, to the parameters.
 
@@ -98,6 +104,7 @@ def accumulate_gradients(
         config: the losses' weights.
         autocast: dtype for autocast, or None for none.
         key: of random numbers such as dropout's; the seed and the step.
+        processors: who finishes the inputs, on the device; without them the inputs are finished.
 
     Returns:
         The global losses and the share of next tokens that are right, by TensorBoard tag, without gradients.
@@ -105,12 +112,14 @@ def accumulate_gradients(
     device = next(engine.model.parameters()).device
     names = [batch.modality for batch in batches]
     sizes = Counter((batch.modality, batch.number) for batch in batches)
+    tokens = _captioned_tokens(batches, device)
     parts = []
     for batch, seed in zip(batches, _seeds(key, len(batches)), strict=True):
         count = names.count(batch.modality)
         of_batch = sizes[batch.modality, batch.number]
-        parts.append(_Part(batch.to(device), count / len(names), count, of_batch, seed))
-    tokens = _captioned_tokens(parts, device)
+        copied = _copied(batch, device, config.captioning_weight > 0)
+        parts.append(_Part(*copied, count / len(names), count, of_batch, seed))
+    forward = partial(_forward, engine, config, autocast, processors or {})
     cached: dict[tuple[str, int], list[tuple[Tensor, ...]]] = {}
     logged: dict[str, Tensor] = {}
 
@@ -120,12 +129,12 @@ def accumulate_gradients(
     for whole, size in sizes.items():
         if size > 1 and config.whole_batch and config.contrastive_weight:
             own = [part for part in parts if part.whole == whole]
-            loss, cached[whole] = _embedding_gradients(engine, own, config, autocast)
+            loss, cached[whole] = _embedding_gradients(own, config, forward)
             log(f"loss/contrastive/{whole[0]}", loss * (size / own[0].of_modality))
     for number, part in enumerate(parts):
         modality = part.batch.modality
         with engine.reducing(number == len(parts) - 1):
-            outputs = _forward(engine, part, config, autocast)
+            outputs = forward(part)
             total = 0
             if part.whole in cached:
                 contrastive = _carry(outputs, cached[part.whole].pop(0)) * (part.of_batch / part.of_modality)
@@ -148,25 +157,28 @@ def optimizer_step(
     optimizers: Optimizers,
     rates: Sequence[float],
     clip_norm: float,
-    usable: bool = True,
-) -> float:
-    """Clips, updates with each optimizer at its learning rate, and clears the gradients.
+    usable: Bool[Tensor, ""] | None = None,
+) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
+    """Clips, updates with each optimizer at its learning rate, and clears the gradients; a GPU is not waited for.
 
-    Gradients that are not all finite, or not usable for another reason, change nothing; all ranks see the same.
+    Gradients that are not all finite, or not usable for another reason, change nothing; all ranks see the same. The
+    optimizers read that where the parameters are, in `found_inf`, as torch's gradient scaler has it.
 
     Returns:
-        The gradients' norm before clipping.
+        (the gradients' norm before clipping, whether they were used).
     """
     limit = clip_norm if clip_norm > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    used = norm.isfinite() if usable is None else norm.isfinite() & usable
+    left_out = (~used).float()
     for optimizer, rate in zip(optimizers, rates, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        if usable and math.isfinite(norm):
-            optimizer.step()
+        optimizer.found_inf = left_out
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return norm
+    return norm, used
 
 
 def _seeds(key: tuple[int, ...], count: int) -> list[int]:
@@ -174,28 +186,72 @@ def _seeds(key: tuple[int, ...], count: int) -> list[int]:
     return [keyed_number(*key, rank(), number) >> 1 for number in range(count)]
 
 
-def _captioned_tokens(parts: Sequence[_Part], device: torch.device) -> dict[str, Tensor]:
+def _captioned_tokens(batches: Sequence[Batch], device: torch.device) -> dict[str, Tensor]:
     """Counts the tokens that are predicted, by modality, in the whole step on all ranks."""
-    counts: dict[str, Tensor] = {}
-    for part in parts:
-        own = (part.batch.lengths - 1).sum()
-        counts[part.batch.modality] = counts.get(part.batch.modality, 0) + own
-    return dict(zip(counts, sum_over_ranks(torch.stack(list(counts.values())).to(device)).unbind(), strict=True))
+    counts: Counter[str] = Counter()
+    for batch in batches:
+        counts[batch.modality] += int((batch.lengths - 1).sum())
+    own = torch.stack([torch.full((), count, device=device) for count in counts.values()])
+    return dict(zip(counts, sum_over_ranks(own).unbind(), strict=True))
 
 
-def _forward(engine: Engine, part: _Part, config: LossConfig, autocast: torch.dtype | None) -> Outputs:
-    batch = part.batch
+def _copied(
+    batch: Batch, device: torch.device, captions: bool
+) -> tuple[Batch, tuple[Tensor, Tensor] | None, torch.cuda.Event | None]:
+    """Starts to copy a batch with what `predicted_rows` gives, beside what the device computes; see `_Part`."""
+    predicted = predicted_rows(batch.ids, batch.lengths) if captions else None
+    if device.type != "cuda":
+        return batch.to(device), predicted, None
+    with torch.cuda.stream(_copy_stream(device)):
+        if predicted is not None:
+            predicted = tuple(
+                value if value.is_cuda else value.pin_memory().to(device, non_blocking=True) for value in predicted
+            )
+        batch = batch.to(device)
+        there = torch.cuda.Event()
+        there.record()
+    return batch, predicted, there
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _wait_on_device(part: _Part) -> None:
+    """Lets what is computed from here on wait for the copy of a micro-batch; the CPU does not wait."""
+    if part.there is not None:
+        stream = torch.cuda.current_stream()
+        stream.wait_event(part.there)
+        for value in (*part.batch.inputs.values(), part.batch.ids, part.batch.lengths, *(part.predicted or ())):
+            value.record_stream(stream)  # it was allocated for the other one
+
+
+def _forward(
+    engine: Engine,
+    config: LossConfig,
+    autocast: torch.dtype | None,
+    processors: Mapping[str, Processor],
+    part: _Part,
+    embeddings_alone: bool = False,
+) -> Outputs:
+    _wait_on_device(part)
+    batch, modality = part.batch, part.batch.modality
+    inputs = finished(processors[modality], batch.inputs) if modality in processors else batch.inputs
     torch.manual_seed(part.seed)
     with _autocast(batch.ids.device, autocast):
+        if embeddings_alone:
+            return engine.model.embed_pairs(modality, inputs, batch.ids, batch.lengths)
         return engine.forward(
-            batch.modality,
-            batch.inputs,
+            modality,
+            inputs,
             batch.ids,
             batch.lengths,
             contrastive=config.contrastive_weight > 0,
             captions=config.captioning_weight > 0,
             label_smoothing=config.label_smoothing,
             z_loss=config.z_loss,
+            predicted=part.predicted,
         )
 
 
@@ -206,15 +262,11 @@ def _contrastive(outputs: Outputs, config: LossConfig) -> Tensor:
 
 
 def _embedding_gradients(
-    engine: Engine, parts: Sequence[_Part], config: LossConfig, autocast: torch.dtype | None
+    parts: Sequence[_Part], config: LossConfig, forward: Callable[..., Outputs]
 ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
     """Runs the first pass; returns (the loss, its gradients by what `_learned` gives of each micro-batch)."""
-    embedded: list[Outputs] = []
-    for part in parts:
-        batch = part.batch
-        torch.manual_seed(part.seed)
-        with torch.no_grad(), _autocast(batch.ids.device, autocast):
-            embedded.append(engine.model.embed_pairs(batch.modality, batch.inputs, batch.ids, batch.lengths))
+    with torch.no_grad():
+        embedded = [forward(part, embeddings_alone=True) for part in parts]
     sources, texts = (torch.cat([getattr(own, name) for own in embedded]) for name in ("source", "text"))
     whole = Outputs(sources, texts, embedded[0].logit_scale, embedded[0].logit_bias)
     leaves = [value.detach().requires_grad_() for value in _learned(whole)]

@@ -185,5 +185,6 @@ def test_pictures_are_prepared_as_open_clip_prepares_them(small, height, width):
     picture = Image.fromarray(noise.numpy())
     model = convert_open_clip(small.state_dict(), image_size_px=224)
     expected = open_clip.image_transform(224, is_train=False)(picture)
-    found = model.bundle.processors["image"].preprocess(picture, False, torch.Generator())["pixels"]
+    sample = model.bundle.processors["image"].preprocess(picture, False, torch.Generator())
+    (found,) = model.collate("image", [sample])["pixels"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

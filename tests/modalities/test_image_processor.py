@@ -16,6 +16,12 @@ from multicoca.data.shapes.geometry import front_view
 from multicoca.modality import Processor, SceneRenderer
 
 
+def finished_sample(processor, raw, train, generator):
+    """What the encoder gets of one sample."""
+    (found,) = processor.finish(processor.collate([processor.preprocess(raw, train, generator)]))["pixels"]
+    return found
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -41,7 +47,7 @@ def test_importing_the_package_imports_no_optional_package():
 
 def test_normalisation_is_exact():
     processor = ImageProcessor(size_px=2, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
-    pixels = processor.preprocess(Image.new("RGB", (2, 2), (255, 0, 51)), False, seeded())["pixels"]
+    pixels = finished_sample(processor, Image.new("RGB", (2, 2), (255, 0, 51)), False, seeded())
     assert pixels.dtype == torch.float32
     assert pixels.shape == (3, 2, 2)
     assert pixels.is_contiguous()
@@ -51,9 +57,9 @@ def test_normalisation_is_exact():
 @pytest.mark.parametrize("train", [False, True])
 def test_a_picture_of_the_right_size_is_only_normalised(train):
     image = noise(16, 16)
-    pixels = ImageProcessor(size_px=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).preprocess(image, train, seeded())[
-        "pixels"
-    ]
+    pixels = finished_sample(
+        ImageProcessor(size_px=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), image, train, seeded()
+    )
     torch.testing.assert_close(pixels * 255, torch.from_numpy(np.array(image)).permute(2, 0, 1).float())
 
 
@@ -66,16 +72,16 @@ def test_testing_equals_torchvisions_resize_and_centre_crop(height, width, inter
     expected = transforms.CenterCrop(32)(transforms.Resize(32, interpolation=mode, antialias=True)(image))
     expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1)
     processor = ImageProcessor(size_px=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation=interpolation)
-    pixels = processor.preprocess(image, False, seeded())["pixels"]
+    pixels = finished_sample(processor, image, False, seeded())
     torch.testing.assert_close(pixels * 255, expected.float())
 
 
 @pytest.mark.parametrize(("height", "width"), [(3, 20_000), (20_000, 3)])
 def test_very_long_pictures_cost_no_memory_and_keep_their_centre(height, width):
     image = gradient(height, width)
-    pixels = ImageProcessor(size_px=224, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).preprocess(image, False, seeded())[
-        "pixels"
-    ]
+    pixels = finished_sample(
+        ImageProcessor(size_px=224, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), image, False, seeded()
+    )
     along = pixels[1 if width > height else 0]
     assert pixels.shape == (3, 224, 224)
     assert along.min() > 0.49
@@ -84,7 +90,7 @@ def test_very_long_pictures_cost_no_memory_and_keep_their_centre(height, width):
 
 def test_the_same_generator_gives_the_same_crop_and_another_another():
     processor, image = ImageProcessor(size_px=24, train_scale=(0.3, 1.0), horizontal_flip=True), noise(60, 40)
-    first, again, other = (processor.preprocess(image, True, seeded(seed))["pixels"] for seed in (1, 1, 2))
+    first, again, other = (finished_sample(processor, image, True, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -100,7 +106,7 @@ def test_random_crops_keep_the_share_of_the_area_they_should():
     image, shares, centres = gradient(200, 200), [], []
     generator = seeded()
     for _ in range(200):
-        pixels = processor.preprocess(image, True, generator)["pixels"]
+        pixels = finished_sample(processor, image, True, generator)
         height, width = (pixels[c].max() - pixels[c].min() for c in (0, 1))
         shares.append(float(height * width) * (32 / 31) ** 2)
         centres.append([float(pixels[c].mean()) for c in (0, 1)])
@@ -112,19 +118,19 @@ def test_random_crops_keep_the_share_of_the_area_they_should():
 
 def test_random_crops_of_pictures_too_long_for_any_take_the_centre():
     processor = ImageProcessor(size_px=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), train_scale=(0.9, 1.0))
-    pixels = processor.preprocess(gradient(10, 400), True, seeded())["pixels"]
+    pixels = finished_sample(processor, gradient(10, 400), True, seeded())
     assert abs(float(pixels[1].mean()) - 0.5) < 0.02
 
 
 def test_half_of_the_training_samples_are_mirrored_and_no_test_sample():
     processor, image = ImageProcessor(size_px=8, horizontal_flip=True), noise(8, 8)
-    straight = ImageProcessor(size_px=8).preprocess(image, True, seeded())["pixels"]
+    straight = finished_sample(ImageProcessor(size_px=8), image, True, seeded())
     generator = seeded()
-    samples = [processor.preprocess(image, True, generator)["pixels"] for _ in range(200)]
+    samples = [finished_sample(processor, image, True, generator) for _ in range(200)]
     mirrored = [torch.equal(sample, straight.flip(2)) for sample in samples]
     assert all(flip or torch.equal(sample, straight) for flip, sample in zip(mirrored, samples, strict=True))
     assert 75 < sum(mirrored) < 125
-    assert torch.equal(processor.preprocess(image, False, generator)["pixels"], straight)
+    assert torch.equal(finished_sample(processor, image, False, generator), straight)
 
 
 def test_collate_stacks_and_thumbnails_are_small_copies():
@@ -197,7 +203,7 @@ def test_a_processor_of_timm_prepares_exactly_as_timm_does(name, turned):
     image = photograph().rotate(90, expand=True) if turned else photograph()
     expected = data.create_transform(**config, is_training=False)(image)
     processor = timm_processor(name)
-    pixels = processor.preprocess(image, False, seeded())["pixels"]
+    pixels = finished_sample(processor, image, False, seeded())
     assert pixels.shape == expected.shape
     levels = ((pixels - expected) * torch.tensor(processor.std)[:, None, None] * 255).abs()
     assert levels.max() < 1e-3
@@ -205,7 +211,7 @@ def test_a_processor_of_timm_prepares_exactly_as_timm_does(name, turned):
 
 def test_a_picture_of_the_right_size_is_still_cropped_by_crop_pct():
     processor = ImageProcessor(size_px=16, crop_pct=0.5, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    pixels = processor.preprocess(gradient(16, 16), False, seeded())["pixels"]
+    pixels = finished_sample(processor, gradient(16, 16), False, seeded())
     assert pixels.shape == (3, 16, 16)
     assert 0.2 < pixels[0].min() < 0.3
     assert 0.65 < pixels[0].max() < 0.75

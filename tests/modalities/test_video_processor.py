@@ -21,6 +21,12 @@ MOVING = Scene((SceneObject("ball", "red", "large", (0.0, 0.0, 0.0)),), (0, "lef
 STILL = Scene(MOVING.objects, None, (1, 2, 3))
 
 
+def finished_sample(processor, raw, train, generator):
+    """What the encoder gets of one sample."""
+    (found,) = processor.finish(processor.collate([processor.preprocess(raw, train, generator)]))["frames"]
+    return found
+
+
 def keyed(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -78,12 +84,12 @@ def test_sampling_goes_by_time_where_the_frame_rate_varies():
     middles = (np.arange(4) + 0.5) / 4 * raw.duration_s
     np.testing.assert_allclose(sample["times_s"], middles, rtol=1e-6)
     expected = [150 if time < 0.9 else 200 for time in middles]
-    assert (sample["frames"][:, 0, 16, 16] * 255).round().tolist() == expected
+    assert sample["frames"][:, 0, 16, 16].tolist() == expected
 
 
 def test_one_frame_fills_the_whole_sample():
     raw = VideoProcessor().decode(video_of([grey(90)], [0]))
-    frames = VideoProcessor(num_frames=3, size_px=32).preprocess(raw, True, keyed())["frames"]
+    frames = finished_sample(VideoProcessor(num_frames=3, size_px=32), raw, True, keyed())
     assert frames.shape == (3, 3, 32, 32)
     torch.testing.assert_close(frames, torch.full_like(frames, (90 / 255 - 0.5) / 0.5))
 
@@ -92,7 +98,7 @@ def test_mean_and_std_apply_per_color():
     picture = np.stack([grey(0)[..., 0], grey(102)[..., 0], grey(255)[..., 0]], axis=-1)
     raw = VideoProcessor().decode(video_of([picture], [0]))
     processor = VideoProcessor(num_frames=1, size_px=32, mean=[0.1, 0.2, 0.3], std=[0.1, 0.2, 0.7])
-    values = processor.preprocess(raw, False, keyed())["frames"][0, :, 5, 5]
+    values = finished_sample(processor, raw, False, keyed())[0, :, 5, 5]
     torch.testing.assert_close(values, torch.tensor([-1.0, 1.0, 1.0]))
 
 
@@ -103,28 +109,28 @@ def test_evaluation_takes_the_central_square(height, width):
     top, left = (height - side) // 2, (width - side) // 2
     picture[top : top + side, left : left + side] = 200
     raw = VideoProcessor().decode(video_of([picture], [0]))
-    frames = VideoProcessor(num_frames=1, size_px=32, mean=0.0, std=1.0).preprocess(raw, False, keyed())["frames"]
+    frames = finished_sample(VideoProcessor(num_frames=1, size_px=32, mean=0.0, std=1.0), raw, False, keyed())
     torch.testing.assert_close(frames, torch.full((1, 3, 32, 32), 200 / 255))
 
 
 def test_training_without_options_crops_as_evaluation_does():
     raw = VideoProcessor().decode(VideoProcessor(scene_frames=1).render(STILL))
     processor = VideoProcessor(num_frames=2, size_px=24)
-    train, test = (processor.preprocess(raw, train, keyed())["frames"] for train in (True, False))
+    train, test = (finished_sample(processor, raw, train, keyed()) for train in (True, False))
     torch.testing.assert_close(train, test)
 
 
 def test_random_crop_and_flip_are_keyed_and_the_same_for_all_frames():
     raw = VideoProcessor().decode(VideoProcessor(scene_frames=1).render(STILL))
     processor = VideoProcessor(num_frames=3, size_px=24, crop_scale=[0.3, 0.6], flip_probability=0.5)
-    first, again, other = (processor.preprocess(raw, True, keyed(seed))["frames"] for seed in (3, 3, 4))
+    first, again, other = (finished_sample(processor, raw, True, keyed(seed)) for seed in (3, 3, 4))
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert not torch.equal(first, other)
     torch.testing.assert_close(first, first[:1].expand_as(first), rtol=0, atol=0)
     plain = VideoProcessor(num_frames=3, size_px=24)
     mirrored = VideoProcessor(num_frames=3, size_px=24, flip_probability=1.0)
     torch.testing.assert_close(
-        mirrored.preprocess(raw, True, keyed())["frames"], plain.preprocess(raw, True, keyed())["frames"].flip(-1)
+        finished_sample(mirrored, raw, True, keyed()), finished_sample(plain, raw, True, keyed()).flip(-1)
     )
 
 
@@ -149,7 +155,7 @@ def test_collate_pads_shorter_samples_at_the_end_and_masks_them():
 def test_views_cover_different_moments():
     raw = VideoProcessor().decode(video_of([grey(10 * i) for i in range(20)], [100 * i for i in range(20)]))
     views = VideoProcessor(num_frames=2, size_px=32, mean=0.0, std=1.0).views(raw, 2)
-    levels = [(view["frames"][:, 0, 0, 0] * 255).round().tolist() for view in views]
+    levels = [view["frames"][:, 0, 0, 0].tolist() for view in views]
     assert levels == [[20, 120], [70, 170]] or levels == [[20, 120], [70, 170]][::-1]
 
 
@@ -205,14 +211,14 @@ def test_frames_in_memory_are_read_as_their_file_is():
     clip = np.stack(pictures)
     for sampler in (UniformSampler(), ClipSampler(0.4)):
         processor = VideoProcessor(num_frames=4, size_px=24, sampler=sampler)
-        expected = processor.preprocess(processor.decode(data), False, keyed())["frames"]
+        expected = finished_sample(processor, processor.decode(data), False, keyed())
         for value in (clip, clip / 255, torch.from_numpy(clip), torch.from_numpy(clip).permute(0, 3, 1, 2)):
             found = processor.decode({"frames": value, "fps": 10})
-            torch.testing.assert_close(processor.preprocess(found, False, keyed())["frames"], expected, rtol=0, atol=0)
+            torch.testing.assert_close(finished_sample(processor, found, False, keyed()), expected, rtol=0, atol=0)
         assert processor.thumbnail(found) == processor.thumbnail(processor.decode(data))
     processor = VideoProcessor(num_frames=4, size_px=24)
-    frames = processor.preprocess(processor.decode(clip), False, keyed())["frames"]  # the rate does not matter
-    expected = processor.preprocess(processor.decode(data), False, keyed())["frames"]
+    frames = finished_sample(processor, processor.decode(clip), False, keyed())  # the rate does not matter
+    expected = finished_sample(processor, processor.decode(data), False, keyed())
     torch.testing.assert_close(frames, expected, rtol=0, atol=0)
 
 
