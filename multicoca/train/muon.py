@@ -28,7 +28,7 @@ class Muon(torch.optim.Muon):
     Args:
         params: groups of matrices, all of them whole, or all of them sharded by rows over the same ranks.
         lr: learning rate.
-        dtype: of the Newton-Schulz iteration, bfloat16 or float32; updates travel between ranks in it.
+        dtype: of the Newton-Schulz iteration, bfloat16 or wider, and of the updates that ranks exchange.
     """
 
     def __init__(self, params: Iterable[Group], lr: float, dtype: torch.dtype = torch.bfloat16):
