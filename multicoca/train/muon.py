@@ -45,7 +45,7 @@ class Muon(torch.optim.Muon):
                 self._apply(parameter, group, self._orthogonalized(self._momentum(parameter, group), group))
             return
         ranks = shard_group([parameter for parameter, _ in matrices])
-        # the ranks are done with a batch at the same time if its matrices are about as large
+        # the ranks finish a batch at about the same time if its matrices are of about the same size
         matrices.sort(key=lambda matrix: sorted(matrix[0].shape), reverse=True)
         batches = [matrices[first : first + ranks.size()] for first in range(0, len(matrices), ranks.size())]
         run_staggered(self._update_batch(batch, ranks) for batch in batches)
@@ -58,9 +58,7 @@ class Muon(torch.optim.Muon):
         whole_sizes = [0] * ranks.size() if parameter is None else sizes_of_shards(parameter.shape, ranks.size())
 
         shards = torch.cat([self._momentum(*matrix).flatten() for matrix in batch])
-        whole = shards.new_empty(
-            sum(whole_sizes)
-        )  # shards are rows, in the order of ranks: together they are the matrix
+        whole = shards.new_empty(sum(whole_sizes))  # the shards of ranks one after the other: rows in their order
         work = dist.all_to_all_single(whole, shards, whole_sizes, shard_sizes, group=ranks, async_op=True)
         yield
         work.wait()
@@ -116,12 +114,12 @@ def sizes_of_shards(shape: Sequence[int], num_ranks: int) -> list[int]:
 
 
 def run_staggered(tasks: Iterable[Iterator[None]]) -> None:
-    """Runs tasks that pause: each starts when the one before it has paused once, so that a wait overlaps with work."""
+    """Runs tasks that pause, each one round behind the one before it, so that waits overlap with work."""
     waiting, running = list(tasks), []
     while waiting or running:
-        running = [*waiting[:1], *running]  # the newest first: its exchange starts before another one's work
+        running = [*waiting[:1], *running]  # the newest first: its exchange starts before the others' work
         waiting = waiting[1:]
-        running = [task for task in running if next(task, task) is None]
+        running = [task for task in running if next(task, task) is None]  # None: it has paused again
 
 
 def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

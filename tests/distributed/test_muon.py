@@ -8,7 +8,7 @@ import torch
 from ranks import run_ranks
 from torch import Tensor, nn
 
-from multicoca.train.muon import Muon
+from multicoca.train.muon import Muon, run_staggered
 
 # rows that ranks share unevenly, fewer rows than ranks, and more matrices than ranks
 SHAPES = [(12, 12), (7, 5), (5, 7), (2, 6), (1, 4), (12, 12), (9, 4), (7, 5), (16, 3)]
@@ -62,3 +62,18 @@ def test_steps_on_shards_are_bit_for_bit_those_on_whole_matrices(mesh, tmp_path)
 
 def test_on_64_ranks_a_step_takes_two_collectives_for_as_many_matrices_as_share_a_copy():
     run_ranks(Path(__file__).with_name("muon_collectives_worker.py"), 1)
+
+
+def test_the_next_gather_starts_before_the_present_computation():
+    events = []
+
+    def task(number):
+        events.append(f"gather {number}")
+        yield
+        events.append(f"compute and scatter {number}")
+        yield
+        events.append(f"apply {number}")
+
+    run_staggered(task(number) for number in (1, 2, 3))
+    assert events == ["gather 1", "gather 2", "compute and scatter 1", "gather 3", "compute and scatter 2", "apply 1",
+                      "compute and scatter 3", "apply 2", "apply 3"]  # fmt: skip
