@@ -13,6 +13,7 @@ from PIL import Image
 
 from multicoca.data.shapes import draw_scene
 from multicoca.data.shapes.geometry import front_view
+from multicoca.data.shared_memory import bytes_of
 from multicoca.modality import Processor, SceneRenderer
 
 
@@ -52,6 +53,13 @@ def test_normalisation_is_exact():
     assert pixels.shape == (3, 2, 2)
     assert pixels.is_contiguous()
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([1.0, -1.0, 0.2]))
+
+
+def test_a_picture_travels_as_bytes():
+    processor = ImageProcessor(size_px=288)
+    inputs = processor.collate([processor.preprocess(noise(300, 288), False, seeded())] * 2)
+    assert bytes_of(inputs) == 2 * 3 * 288 * 288  # a quarter of what it has on the device
+    assert bytes_of(processor.finish(inputs)) == 4 * bytes_of(inputs)
 
 
 @pytest.mark.parametrize("train", [False, True])

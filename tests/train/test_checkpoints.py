@@ -151,18 +151,35 @@ def test_a_run_goes_on_with_two_four_and_one_ranks(tmp_path):
     assert resumed == pytest.approx(alone, rel=1e-6)
 
 
-def test_a_step_without_finite_gradients_changes_nothing():
+@pytest.mark.parametrize("optim", [{}, {"name": "adafactor"}, {"muon_lr": 1e-2}])
+@pytest.mark.parametrize("wrong", ["gradient", "loss"])
+def test_a_step_that_is_not_finite_changes_nothing(optim, wrong):
     run_model = small_model().double()
-    before = {name: value.clone() for name, value in run_model.named_parameters()}
-    optimizers = build_optimizers(run_model, OptimConfig(lr=1e-2))
-    accumulate_gradients(Engine(run_model, run_model), batches_of(0, 1), LossConfig())
-    next(run_model.parameters()).grad[0] = float("nan")
-    norm, used = optimizer_step(list(run_model.parameters()), optimizers, [1e-2], 1.0)
-    assert not norm.isfinite()
-    assert not used
-    for name, value in run_model.named_parameters():
-        assert torch.equal(value, before[name])
-        assert value.grad is None
+    optimizers = build_optimizers(run_model, OptimConfig(lr=1e-2, weight_decay=0.1, **optim))
+    average = Average(run_model, 0.9)
+
+    def step(number, usable=None):
+        own = list(run_model.parameters())
+        accumulate_gradients(Engine(run_model, run_model), batches_of(0, 1), LossConfig(), key=(number,))
+        if usable is False and wrong == "gradient":
+            own[0].grad[0], usable = torch.nan, None
+        usable = None if usable is None else torch.tensor(usable)
+        norm, used = optimizer_step(own, optimizers, [1e-2] * len(optimizers), 1.0, usable)
+        average.update(number, used)
+        assert all(value.grad is None for value in own)
+        return bool(norm.isfinite()), bool(used)
+
+    def state():
+        kept = [value for optimizer in optimizers for of in optimizer.state.values() for value in of.values()]
+        return [value.detach().clone() for value in (*run_model.parameters(), *kept, *average.state_dict().values())]
+
+    assert step(0, True) == (True, True)
+    before = state()
+    assert step(1, False) == (wrong == "loss", False)
+    for value, one in zip(state(), before, strict=True):
+        assert torch.equal(value, one)
+    assert step(2, True) == (True, True)
+    assert not any(map(torch.equal, state()[:5], before[:5]))
 
 
 def test_the_average_follows_and_can_stand_in(tmp_path):
