@@ -86,17 +86,20 @@ class VideoEncoder(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> Tokens:
         """Encodes {"frames": float [batch, frames, 3, height, width], "mask": bool [batch, frames]}.
 
+        Without a mask all frames are real.
+
         Returns:
             With "tokens": [batch, frames * tokens, width], frame after frame, grid (frames, height, width). With
             "mean": [batch, tokens, width] and the grid of a frame. The grid is None where the frame encoder has none.
         """
-        frames, mask = inputs["frames"], inputs["mask"]
+        frames, mask = inputs["frames"], inputs.get("mask")
         batch, num_frames = frames.shape[:2]
         encoded = self.frame_encoder({"pixels": frames.flatten(0, 1)})
         values = encoded.values.unflatten(0, (batch, num_frames))  # [batch, frames, tokens, width]
-        real = mask[:, :, None].expand(values.shape[:3])
+        real = None if mask is None else mask[:, :, None].expand(values.shape[:3])
         if encoded.mask is not None:
-            real = real & encoded.mask.unflatten(0, (batch, num_frames))
+            of_frames = encoded.mask.unflatten(0, (batch, num_frames))
+            real = of_frames if real is None else real & of_frames
         tokens = self.pooling(values, real, mask, encoded.grid)
         for block in self.mixing:
             tokens = tokens.with_values(block(tokens.values, tokens.mask))
@@ -113,15 +116,18 @@ class TemporalTokens(nn.Module):
     def forward(
         self,
         values: Float[Tensor, "batch frames tokens width"],
-        real: Bool[Tensor, "batch frames tokens"],
-        mask: Bool[Tensor, "batch frames"],
+        real: Bool[Tensor, "batch frames tokens"] | None,
+        mask: Bool[Tensor, "batch frames"] | None,
         grid: tuple[int, ...] | None,
     ) -> Tokens:
-        """Joins the frames; `real` marks tokens, `mask` frames."""
+        """Joins the frames; `real` marks tokens, `mask` frames, None all of them."""
+        if mask is None:
+            mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
         values = values + stretched(self.position, mask).to(values.dtype)[:, :, None]
-        values = values.masked_fill(~real[..., None], 0.0)
         grid = None if grid is None else (values.shape[1], *grid)
-        return Tokens(values.flatten(1, 2), real.flatten(1, 2), grid)
+        if real is None:
+            return Tokens(values.flatten(1, 2), grid=grid)
+        return Tokens(values.masked_fill(~real[..., None], 0.0).flatten(1, 2), real.flatten(1, 2), grid)
 
 
 def stretched(
@@ -148,11 +154,13 @@ class FrameMean(nn.Module):
     def forward(
         self,
         values: Float[Tensor, "batch frames tokens width"],
-        real: Bool[Tensor, "batch frames tokens"],
-        mask: Bool[Tensor, "batch frames"],
+        real: Bool[Tensor, "batch frames tokens"] | None,
+        mask: Bool[Tensor, "batch frames"] | None,
         grid: tuple[int, ...] | None,
     ) -> Tokens:
         """Averages over the frames; a token that is real in none of them stays masked."""
+        if real is None:
+            return Tokens(values.mean(dim=1), grid=grid)
         total = values.masked_fill(~real[..., None], 0.0).sum(dim=1)
         count = real.sum(dim=1)
         return Tokens(total / count.clamp(min=1)[..., None], count > 0, grid)

@@ -145,9 +145,12 @@ class VideoProcessor:
         """Joins samples; shorter ones are padded at their end with zeros.
 
         Returns:
-            {"frames": uint8 [batch, frames, 3, size_px, size_px], "mask": bool [batch, frames]}.
+            {"frames": uint8 [batch, frames, 3, size_px, size_px], "mask": bool [batch, frames]}, without a mask where
+            all frames are real: attention is faster then.
         """
         lengths = torch.tensor([len(sample["frames"]) for sample in samples])
+        if (lengths == lengths[0]).all():
+            return {"frames": torch.stack([sample["frames"] for sample in samples])}
         frames = torch.nn.utils.rnn.pad_sequence([sample["frames"] for sample in samples], batch_first=True)
         return {"frames": frames, "mask": torch.arange(frames.shape[1]) < lengths[:, None]}
 

@@ -30,6 +30,7 @@ from multicoca.convert.clip_tokenizer import clip_tokenizer
 from multicoca.data.ledger import BrokenShare, Ledger
 from multicoca.data.loader import Steps, usable_workers
 from multicoca.data.sample import Item, UnfilledBatchError
+from multicoca.data.shared_memory import bytes_of
 from multicoca.data.sources import Listing
 from multicoca.data.splits import evaluation_splits, left_aside, training_items
 from multicoca.distributed.collectives import gather_objects, rank, rank_0_first, world_size
@@ -122,15 +123,15 @@ def _run(arguments: list[str]) -> int:
         if count > 1:
             return run_processes(["-m", "multicoca.cli.train", *arguments], count)
     folder = Path(config.output) / config.name
-    with ExitStack() as held:
-        with distributed(device, config.parallel.timeout_s):
-            with rank_0_first():
-                run_folder = held.enter_context(opened_run(folder, config)) if is_first() else None
-            run = _train_run(config, folder, run_folder, device)
-        if run.outcome.signal_number is None and run.is_first:
-            # alone from here on: an evaluation may take longer than ranks wait for each other
-            torch.set_num_threads(available_cores())
-            _finish(run, "multicoca train " + " ".join(arguments))
+    with ExitStack() as held, distributed(device, config.parallel.timeout_s):
+        with rank_0_first():
+            run_folder = held.enter_context(opened_run(folder, config)) if is_first() else None
+        run = _train_run(config, folder, run_folder, device)
+        if run.outcome.signal_number is None:
+            with rank_0_first():  # torchrun's agents would not wait long for a machine that alone still works
+                if run.is_first:
+                    torch.set_num_threads(available_cores())
+                    _finish(run, "multicoca train " + " ".join(arguments))
     if run.outcome.signal_number is not None:
         raise Stopped(run.outcome.signal_number)
     return 0
@@ -288,6 +289,9 @@ def _train(
     }
 
     def evaluate_now(step: int, writer: SummaryWriter, weights: dict[str, Tensor] | None) -> None:
+        if weights is not None and not _fits_beside(weights, training_device()):
+            print(f"evaluation after step {step} is left out: a second model does not fit on the GPU beside training")
+            return
         usable = _usable(config, bundle, weights)
         usable.network.eval()
         scalars, answers = probe(usable, probed, config.evaluation)
@@ -319,6 +323,14 @@ def _train(
     except UnfilledBatchError as error:
         ledger.add(error.problems)
         raise
+
+
+def _fits_beside(weights: Mapping[str, Tensor], device: torch.device) -> bool:
+    """Whether a device has room for a second model, and for as much again to work with."""
+    if device.type != "cuda":
+        return True
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0] >= 2 * bytes_of(weights)
 
 
 def _usable(config: Config, bundle: Bundle, weights: dict[str, Tensor] | None) -> Bundle:

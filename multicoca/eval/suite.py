@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from multicoca.data.annotations import TEST, VALIDATION
 from multicoca.data.sample import Problem
 from multicoca.data.sources import Listing
@@ -21,6 +23,7 @@ from multicoca.eval.evaluator import (
 from multicoca.eval.prompts import templates_for
 from multicoca.eval.shapes import attribute_accuracy, scene_judge
 from multicoca.model.bundle import Bundle
+from multicoca.nn.precision import exact_products
 
 
 def evaluate(
@@ -34,13 +37,20 @@ def evaluate(
     Raises:
         ValueError: there is no test or validation item of any modality.
     """
+    with exact_products(), torch.autocast(bundle.device.type, enabled=False):
+        return _evaluate(bundle, listing, config, seed, num_workers)
+
+
+def _evaluate(
+    bundle: Bundle, listing: Listing, config: EvaluationConfig, seed: int, num_workers: int
+) -> tuple[dict[str, Any], dict[str, Answers], list[Problem]]:
     splits = evaluation_splits(listing, bundle.processors)
     if not splits:
         raise ValueError(
             "there is no test item of any of the model's modalities, nor a validation item; give some lines the split "
             f"'test'. The splits are {', '.join(listing.listed) or 'none'}"
         )
-    results: dict[str, Any] = {"modalities": {}, "across": {}, "protocol": protocol(config, seed, splits)}
+    results: dict[str, Any] = {"modalities": {}, "across": {}, "protocol": protocol(config, seed, splits, bundle)}
     answers: dict[str, Answers] = {}
     evaluated = {TEST, *splits.values()}
     problems = [
@@ -69,8 +79,8 @@ def evaluate(
     return results, answers, problems
 
 
-def protocol(config: EvaluationConfig, seed: int, splits: Mapping[str, str]) -> dict[str, Any]:
-    """Says how the figures were made, on which split of each modality."""
+def protocol(config: EvaluationConfig, seed: int, splits: Mapping[str, str], bundle: Bundle) -> dict[str, Any]:
+    """Says how the figures were made, on which split of each modality, in which precision."""
     untested = [modality for modality, split in splits.items() if split == VALIDATION]
     return {
         "split": f"{VALIDATION} for {', '.join(untested)}, which has no test split" if untested else TEST,
@@ -81,6 +91,7 @@ def protocol(config: EvaluationConfig, seed: int, splits: Mapping[str, str]) -> 
         "captioning": "exact_match: any valid caption (a reference, or any true and complete phrasing where the "
         "scene is known); BLEU-4, ROUGE-L and CIDEr-D of pycocoevalcap",
         "seed": seed,
+        "precision": f"{str(bundle.dtype).removeprefix('torch.')} on {bundle.device.type}, without autocast or TF32",
     }
 
 
@@ -95,7 +106,8 @@ def probe(
     scalars: dict[str, float] = {}
     answers: dict[str, Answers] = {}
     for modality, own in items.items():
-        found = answers[modality] = answer(bundle, modality, own[: config.probe_items], config.batch_size)
+        with exact_products(), torch.autocast(bundle.device.type, enabled=False):
+            found = answers[modality] = answer(bundle, modality, own[: config.probe_items], config.batch_size)
         if found.items:
             scores = captioning(found, scene_judge(found.items, bundle.processors[modality]))
             for name in ("exact_match", "attributes"):

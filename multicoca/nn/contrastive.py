@@ -16,7 +16,7 @@ from torch import Tensor
 from multicoca.nn.early_gradients import keep, multiplied
 from multicoca.nn.precision import at_least_float32
 
-_TILE_ELEMENTS = 2**23  # logits held at a time: 32 MiB in fp32
+_TILE_ELEMENTS, _TILE_ELEMENTS_ON_GPU = 2**23, 2**26  # logits held at a time: 32 MiB in fp32, and 256 MiB
 
 
 def summed_contrastive(
@@ -26,7 +26,7 @@ def summed_contrastive(
     all_text: Float[Tensor, "pairs embedding"],
     logit_scale: Float[Tensor, " 1"],
     first: int = 0,
-    tile_elements: int = _TILE_ELEMENTS,
+    tile_elements: int | None = None,
 ) -> Float[Tensor, ""]:
     """Returns the cross-entropies of finding own texts by sources and own sources by texts, summed.
 
@@ -37,11 +37,11 @@ def summed_contrastive(
         all_text: those of their texts; `text` itself in a single process.
         logit_scale: 1 / temperature.
         first: the place of this rank's first pair among all.
-        tile_elements: logits held at a time, at the most, or those of one row.
+        tile_elements: logits held at a time, at the most, or those of one row; None takes 2**23, on a GPU 2**26.
 
     Source: CoCa (arXiv 2205.01917), equation 2.
     """
-    rows = max(1, tile_elements // len(all_source))
+    rows = _tile_rows(all_source, tile_elements)
     if all_source is source and all_text is text:
         return _BothWays.apply(source, text, logit_scale, rows)
     to_text = _OneWay.apply(source, all_text, logit_scale, None, first, rows)
@@ -54,7 +54,7 @@ def summed_sigmoid(
     logit_scale: Float[Tensor, " 1"],
     logit_bias: Float[Tensor, " 1"],
     first: int = 0,
-    tile_elements: int = _TILE_ELEMENTS,
+    tile_elements: int | None = None,
 ) -> Float[Tensor, ""]:
     """Returns -log of the probability of the right answer to "is this its text?", over own sources and all texts.
 
@@ -64,11 +64,17 @@ def summed_sigmoid(
         logit_scale: 1 / temperature.
         logit_bias: added to all logits.
         first: the place of this rank's first pair among all.
-        tile_elements: logits held at a time, at the most, or those of one row.
+        tile_elements: logits held at a time, at the most, or those of one row; None takes 2**23, on a GPU 2**26.
 
     Source: SigLIP (arXiv 2303.15343), equation in section 3.2, as a sum.
     """
-    return _OneWay.apply(source, all_text, logit_scale, logit_bias, first, max(1, tile_elements // len(all_text)))
+    return _OneWay.apply(source, all_text, logit_scale, logit_bias, first, _tile_rows(all_text, tile_elements))
+
+
+def _tile_rows(keys: Tensor, tile_elements: int | None) -> int:
+    if tile_elements is None:
+        tile_elements = _TILE_ELEMENTS_ON_GPU if keys.is_cuda else _TILE_ELEMENTS
+    return max(1, tile_elements // len(keys))
 
 
 class _BothWays(torch.autograd.Function):

@@ -16,7 +16,8 @@ from multicoca.nn.early_gradients import keep, multiplied
 from multicoca.nn.precision import at_least_float32
 
 NO_TARGET = -100  # what torch's cross_entropy leaves out
-_CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
+# logits held at a time: 64 MiB in fp32, for caches; on a GPU 512 MiB, since each chunk rewrites the weight's gradient
+_CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ON_GPU = 2**24, 2**27
 _BAND = 2**13  # words whose gradient is summed at a time where it is wider than the products
 
 
@@ -36,8 +37,8 @@ def summed_cross_entropy(
         targets: the right words; NO_TARGET in rows that do not count.
         label_smoothing: share of the target that is spread over all words (Szegedy et al., arXiv 1512.00567).
         z_loss: factor of log(sum of exp(logits)) squared, which is added (ST-MoE, arXiv 2202.08906, equation 5).
-        chunk_elements: logits held at a time, at the most, or those of one row; None takes 2**24, or half of it
-            where the products are narrower than fp32 and so are held beside the logits.
+        chunk_elements: logits held at a time, at the most, or those of one row; None takes 2**24, on a GPU 2**27, or
+            half of it where the products are narrower than fp32 and so are held beside the logits.
 
     Returns:
         (the sum, the number of rows whose target has the largest logit).
@@ -67,7 +68,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
             total = at_least_float32(hidden.new_zeros(()))
             right = torch.zeros((), dtype=torch.long, device=hidden.device)
             if chunk_elements is None:
-                chunk_elements = _CHUNK_ELEMENTS // (1 if dtype.itemsize >= 4 else 2)
+                at_once = _CHUNK_ELEMENTS if device == "cpu" else _CHUNK_ELEMENTS_ON_GPU
+                chunk_elements = at_once // (1 if dtype.itemsize >= 4 else 2)
             chunk_rows = max(1, chunk_elements // len(words))
             for start in range(0, len(used), chunk_rows):
                 rows = slice(start, start + chunk_rows)
@@ -100,6 +102,9 @@ def _add_products(total: Tensor, slopes: Tensor, hidden: Tensor) -> None:
     """Adds slopes.T @ hidden to a total, whose type may be a wider one."""
     if total.dtype == slopes.dtype:
         torch.addmm(total, slopes.T, hidden, out=total)  # FlopCounterMode does not know addmm_
+        return
+    if total.is_cuda:  # the products are summed in fp32, too
+        torch.addmm(total, slopes.T, hidden, out_dtype=total.dtype, out=total)
         return
     for start in range(0, len(total), _BAND):
         band = slice(start, start + _BAND)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: parameters, optimizer state, average and the step number, nothing about data.
 
 Written by `torch.distributed.checkpoint` beside training, aside and then renamed, so that a checkpoint is whole or not
-there. It can be read on another number of ranks.
+there. It can be read on another number of ranks. What every rank has as a whole, rank 0 writes alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -20,7 +21,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 
 from multicoca.distributed.collectives import rank, side_group, wait_for_all, world_size
 from multicoca.train.optim import Average, Optimizers
@@ -40,6 +43,9 @@ class Checkpoints:
         average: of its parameters, if there is one.
         keep_last: how many of the newest stay.
         keep_every: those whose step is a multiple of it stay, too; 0 for none.
+
+    Attributes:
+        pause_s: seconds for which saving has held up training, since somebody set it to 0.
     """
 
     def __init__(
@@ -57,7 +63,12 @@ class Checkpoints:
             )
         self.folder, self.model, self.optimizers, self.average = folder, model, optimizers, average
         self.keep_last, self.keep_every = keep_last, keep_every
-        self._group = side_group()
+        first = next(model.parameters())
+        is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        self._writes = is_sharded or rank() == 0
+        self._group = side_group() if is_sharded else None
+        self._stager = _pinned_stager() if first.is_cuda and self._writes else None
+        self.pause_s = 0.0
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # said of every run in one process
         self._pending: tuple[Future, Path] | None = None
         if rank() == 0:
@@ -71,15 +82,21 @@ class Checkpoints:
         Raises:
             ValueError: this or the one before cannot be written.
         """
+        if not self._writes:
+            return
+        started = time.perf_counter()
         self.finish()
         aside = self.folder / f"step_{step:08d}.part"
         if rank() == 0:
             self._shielded(lambda: self.folder.mkdir(parents=True, exist_ok=True))
-        wait_for_all()
+        if self._group is not None:
+            wait_for_all()
         state = self._state()
         state["progress"] = torch.tensor([step, seconds], dtype=torch.float64)
         arguments = {"no_dist": True} if self._group is None else {"process_group": self._group}
+        arguments |= {} if self._stager is None else {"async_stager": self._stager}
         self._pending = self._shielded(lambda: dcp.async_save(state, checkpoint_id=aside, **arguments)), aside
+        self.pause_s += time.perf_counter() - started
 
     def settle(self) -> None:
         """Names a checkpoint that has been written by now; costs nothing otherwise."""
@@ -201,6 +218,11 @@ class Checkpoints:
                 f"{f'The newest whole one is {kept[-1].name}' if kept else 'There is none before it'}; "
                 "make room or mend the permissions, and the same command goes on"
             ) from error
+
+
+def _pinned_stager() -> DefaultStager:
+    """Returns what copies a state to the CPU: into pinned memory, which is kept for the next time."""
+    return DefaultStager(StagingOptions(use_shared_memory=False, use_async_staging=False))
 
 
 def _is_torn(error: BaseException) -> bool:

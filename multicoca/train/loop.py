@@ -41,7 +41,7 @@ from multicoca.train.optim import (
     learning_rates,
     set_tuning,
 )
-from multicoca.train.precision import kept_muon_precision, kept_precision
+from multicoca.train.precision import deterministic, kept_muon_precision, kept_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 from multicoca.train.stopping import StopSignal
 
@@ -63,6 +63,8 @@ class TrainConfig:
         keep_last: checkpoints that stay.
         keep_every: checkpoints whose step is a multiple of it stay, too; 0 for none.
         evaluate_every: for the short evaluations in between; 0 for none.
+        deterministic: torch takes kernels whose results do not differ from run to run, which may be slower on GPUs; an
+            operation that has none stops the run.
         profile_from: step after which torch's profiler watches rank 0; None for never.
         profile_steps: steps that it watches; `profile/` then holds a trace for ui.perfetto.dev.
     """
@@ -79,6 +81,7 @@ class TrainConfig:
     keep_last: int = 2
     keep_every: int = 0
     evaluate_every: int = 0
+    deterministic: bool = False
     profile_from: int | None = None
     profile_steps: int = 3
 
@@ -183,8 +186,8 @@ def train(
         return earlier_s + time.perf_counter() - started
 
     model.train()
-    profiling = _profiler(config, first, folder)
-    with StopSignal() as stop, naming_lost_ranks(), checkpoints.finishing(), profiling as profiler:
+    profiling, kernels = _profiler(config, first, folder), deterministic(config.deterministic)
+    with StopSignal() as stop, naming_lost_ranks(), checkpoints.finishing(), kernels, profiling as profiler:
         for step, own in enumerate(log.waiting(training_batches(steps, first, config.steps, num_workers)), first):
             model.freeze_encoders(config.tuning == "frozen_then_all" and step < config.frozen_steps)
             _count_flops(engine, own, loss, autocast, steps.processors, log)
@@ -208,7 +211,9 @@ def train(
                     left_out += 1
                     _warn_bad(before.step, bad, scalars, config, log)
             if is_logged:
-                _write_scalars(log, done, engine, memory, {**scalars, "learning_rate": rates[0], "bad_steps": left_out})
+                more = {"learning_rate": rates[0], "bad_steps": left_out, "checkpoint_pause_s": checkpoints.pause_s}
+                checkpoints.pause_s = 0.0
+                _write_scalars(log, done, engine, memory, {**scalars, **more})
             for line in steps.epochs_ended(step):
                 log.say(line)
             if profiler is not None:
@@ -225,7 +230,8 @@ def train(
                     if rank() == 0:
                         evaluate(done, log.writer, weights)
                 log.pause()
-        checkpoints.finish()
+        with rank_0_first():  # who may write for longer than ranks wait for each other
+            checkpoints.finish()
         if stopped:
             log.say(f"stopped by signal {stopped}; step {done} is saved, the same command goes on")
         peak = sum_over_ranks(torch.tensor(memory.sample(), device=device))

@@ -1,12 +1,15 @@
 """In which precision training runs and Muon iterates: where bf16 is faster on this machine, by a short measurement.
 
-Rank 0 measures and all ranks follow. A run keeps what it began with, so that a resumed run is equal to the bit.
+Rank 0 measures and all ranks follow. A run keeps what it began with, so that a resumed run is equal to the bit. Here is
+also whether kernels must give the same results in every run.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +23,26 @@ _SPEEDUP_WORTH_IT = 1.15  # below it, rounding is not worth the gain
 _MUON_COEFFICIENTS, _MUON_STEPS, _EPS = (3.4445, -4.775, 2.0315), 5, 1e-7  # torch.optim.Muon's
 
 Choice = tuple[torch.dtype | None, str]  # dtype for autocast, None for fp32; and the reason for the log
+
+
+@contextmanager
+def deterministic(is_wanted: bool) -> Iterator[None]:
+    """Context in which torch takes kernels whose results do not differ from run to run, if that is wanted.
+
+    An operation that has none raises RuntimeError. On CPUs results do not differ anyway.
+    """
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS has no other way to be told
+    was_set, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads such memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_set)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def kept_precision(requested: str, device: torch.device, width: int, folder: Path) -> Choice:

@@ -7,9 +7,11 @@ import sys
 import time
 
 import pytest
+import torch
 from command import wait_for_a_step
 from patience import DEADLINE_S
 
+from multicoca.cli.train import _fits_beside
 from multicoca.distributed.launch import STOP_SIGNALS, run_processes
 from multicoca.train.stopping import Stopped, StopSignal, stopping_at_once
 
@@ -137,3 +139,11 @@ def test_the_end_of_any_process_ends_the_others():
     started = time.monotonic()
     assert run_processes(["-c", code], 2) == 3
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(("free", "fits"), [(79, False), (80, True)])
+def test_a_second_model_is_only_made_where_a_gpu_has_room_for_it(monkeypatch, free, fits):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 100))
+    assert _fits_beside({"a": torch.zeros(10)}, torch.device("cuda")) is fits
+    assert _fits_beside({"a": torch.zeros(10)}, torch.device("cpu"))

@@ -59,6 +59,18 @@ def test_order_of_frames_matters_for_tokens_and_not_for_the_mean(pooling, matter
     assert torch.allclose(one, other, atol=1e-5) != matters
 
 
+@pytest.mark.parametrize("pooling", ["tokens", "mean"])
+def test_without_a_mask_all_frames_are_real_and_the_tokens_have_none(pooling):
+    encoder = VideoEncoder(PatchEncoder(), num_frames=5, pooling=pooling, mixing_blocks=1, mixing_heads=2)
+    inputs = clips()
+    masked, free = encoder(inputs), encoder({"frames": inputs["frames"]})
+    assert free.mask is None
+    assert free.grid == masked.grid
+    torch.testing.assert_close(free.values, masked.values)
+    partly = VideoEncoder(PatchEncoder(masks=True), num_frames=5, pooling=pooling)
+    assert torch.equal(partly({"frames": inputs["frames"]}).mask, partly(inputs).mask)
+
+
 def test_mean_is_the_mean_over_real_frames():
     encoder = VideoEncoder(PatchEncoder(), num_frames=5, pooling="mean")
     inputs = clips()

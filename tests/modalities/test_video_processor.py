@@ -152,6 +152,11 @@ def test_collate_pads_shorter_samples_at_the_end_and_masks_them():
         assert (frames[~mask] == 0).all()
 
 
+def test_samples_of_one_length_have_no_mask():
+    samples = [{"frames": torch.rand(3, 3, 8, 8), "times_s": torch.rand(3)} for _ in range(2)]
+    assert list(VideoProcessor().collate(samples)) == ["frames"]
+
+
 def test_views_cover_different_moments():
     raw = VideoProcessor().decode(video_of([grey(10 * i) for i in range(20)], [100 * i for i in range(20)]))
     views = VideoProcessor(num_frames=2, size_px=32, mean=0.0, std=1.0).views(raw, 2)

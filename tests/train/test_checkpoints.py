@@ -151,6 +151,10 @@ def test_a_run_goes_on_with_two_four_and_one_ranks(tmp_path):
     assert resumed == pytest.approx(alone, rel=1e-6)
 
 
+def test_where_every_rank_has_the_whole_model_the_first_alone_writes_it(tmp_path):
+    run_ranks(Path(__file__).parents[1] / "distributed" / "checkpoint_worker.py", 2, str(tmp_path))
+
+
 @pytest.mark.parametrize("optim", [{}, {"name": "adafactor"}, {"muon_lr": 1e-2}])
 @pytest.mark.parametrize("wrong", ["gradient", "loss"])
 def test_a_step_that_is_not_finite_changes_nothing(optim, wrong):

@@ -97,6 +97,7 @@ def test_a_run_shows_all_of_it_and_leaves_a_trace_of_the_window(run_parts, tmp_p
                    "text_tokens_per_s", "text_padding_share")  # fmt: skip
     expected = {f"{tag}/{modality}" for tag in by_modality for modality in ("image", "points")}
     expected |= {"samples_per_s", "data_wait_share", "tflops_per_rank", "gradient_norm", "learning_rate", "bad_steps"}
+    expected |= {"checkpoint_pause_s"}
     assert set(found) == expected | {"memory_gib"}
     assert {step for values in found.values() for step, _ in values} == {5, 10}
     assert found["temperature/image"][0][1] == pytest.approx(0.07, abs=0.01)

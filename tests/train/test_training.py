@@ -118,6 +118,7 @@ def test_evaluation_counts_what_it_used(run_parts, tmp_path):
     bundle, listing, _ = run_parts(["image"])
     listing.of("test")["image"][3].file.write_bytes(b"broken")
     results, answers, problems = evaluate(bundle, listing, EvaluationConfig(gallery=8, draws=2, captions_per_item=1), 0)
+    assert results["protocol"]["precision"] == "float32 on cpu, without autocast or TF32"
     found = results["modalities"]["image"]
     assert (found["used"], found["listed"]) == (23, 24)
     assert [problem.key for problem in problems] == ["test/000003"]
@@ -194,6 +195,24 @@ def test_precision_is_as_asked_or_measured():
     assert "times as fast" in reason
     with pytest.raises(ValueError, match=r"train\.precision is 'half'"):
         choose_precision("half", cpu, 32)
+
+
+def test_kernels_are_deterministic_in_a_run_that_asks_for_it_and_only_there(run_parts, tmp_path, monkeypatch):
+    bundle, listing, steps = run_parts(["image"])
+    seen, plain = [], accumulate_gradients
+
+    def watched(*arguments, **options):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr("multicoca.train.loop.accumulate_gradients", watched)
+    go(bundle, listing, steps, tmp_path / "free", 1)
+    assert not any(seen)
+    seen.clear()
+    go(bundle, listing, steps, tmp_path / "bound", 1, deterministic=True)
+    assert seen
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, monkeypatch):
