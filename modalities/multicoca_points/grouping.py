@@ -18,6 +18,12 @@ from torch import Tensor
 # so on the CPU the clouds go through the loop in pieces of half that size.
 _CPU_PIECE = 16384
 
+# How many distances are held at once. On a CPU: few enough for its caches, enough for 32 threads. On CUDA: an
+# operation on them takes many times as long as its launch, and they are far below torch's limit of 2**31.
+_CPU_TILE = 1 << 20
+_TILE = 1 << 26
+_INFINITY_BITS = 0x7F800000
+
 
 @torch.no_grad()
 def farthest_point_sample(
@@ -77,17 +83,62 @@ def nearest_neighbors(
     k: int,
     mask: Bool[Tensor, "batch points"] | None = None,
 ) -> Int[Tensor, "batch groups k"]:
-    """Returns the indices of each centre's k nearest real points, nearest first.
+    """Returns the indices of each centre's k nearest real points, nearest first; among equally near ones by index.
 
     In a cloud with fewer than k real points the nearest one fills the rest; padding is never chosen. At least one
     point of each cloud must be real.
     """
-    distances = torch.cdist(centers.float(), xyz.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    if mask is not None:
-        distances = distances.masked_fill_(~mask[:, None], torch.inf)
-    found = min(k, xyz.shape[1])
-    distances, indices = distances.topk(found, dim=-1, largest=False)
-    nearest = indices[..., :1]
-    if mask is not None:
-        indices = torch.where(distances.isinf(), nearest, indices)
-    return torch.cat([indices, nearest.expand(-1, -1, k - found)], dim=-1)
+    batch, groups, _ = centers.shape
+    points, found = xyz.shape[1], min(k, xyz.shape[1])
+    center_axes = centers.float().permute(2, 0, 1)[..., None].contiguous()
+    point_axes = xyz.float().permute(2, 0, 1)[:, :, None].contiguous()
+    on_cpu = xyz.device.type == "cpu"
+    tile = _CPU_TILE if on_cpu else _TILE
+    select = _smallest_of_keys if on_cpu else _smallest_of_floats
+    num_centers = max(1, min(groups, tile // points))
+    num_clouds = max(1, tile // (points * num_centers))
+    chosen = torch.empty(batch, groups, found, dtype=torch.long, device=xyz.device)
+    for row in range(0, batch, num_clouds):
+        rows = slice(row, row + num_clouds)
+        for column in range(0, groups, num_centers):
+            columns = slice(column, column + num_centers)
+            squared = _squared_distances(center_axes[:, rows, columns], point_axes[:, rows])
+            if mask is not None:
+                squared.masked_fill_(~mask[rows, None], torch.inf)
+            keys = select(squared, found)
+            nearest = keys & 0xFFFFFFFF
+            chosen[rows, columns] = torch.where(keys >> 32 == _INFINITY_BITS, nearest[..., :1], nearest)
+    return torch.cat([chosen, chosen[..., :1].expand(-1, -1, k - found)], dim=-1)
+
+
+def _squared_distances(centers: Tensor, points: Tensor) -> Tensor:
+    """Returns ((dx * dx) + dy * dy) + dz * dz, each product and each sum rounded: the same bits on every device.
+
+    `addcmul` would save a pass, but whether it rounds the product depends on how torch was compiled.
+    """
+    squared = centers[0] - points[0]
+    squared.mul_(squared)
+    for center, point in zip(centers[1:], points[1:], strict=True):
+        step = center - point
+        squared.add_(step.mul_(step))
+    return squared
+
+
+def _keys(squared: Tensor, indices: Tensor) -> Tensor:
+    """Returns integers in the order of (distance, index): as integers, the bits of floats >= 0 keep their order."""
+    return squared.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(indices)
+
+
+def _smallest_of_keys(squared: Tensor, k: int) -> Tensor:
+    """Returns the k smallest keys in order. On a CPU, topk may choose any of equal elements, so there are none."""
+    keys = _keys(squared, torch.arange(squared.shape[-1], device=squared.device))
+    return keys.topk(k, dim=-1, largest=False).values
+
+
+def _smallest_of_floats(squared: Tensor, k: int) -> Tensor:
+    """Does the same on CUDA, where topk takes the first of equal elements, so that it need not search 64 bits.
+
+    Source: both kernels named gatherTopK in PyTorch's aten/src/ATen/native/cuda/TensorTopK.cu.
+    """
+    values, indices = squared.topk(k, dim=-1, largest=False, sorted=False)
+    return _keys(values, indices).sort(dim=-1).values
