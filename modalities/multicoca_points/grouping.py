@@ -9,6 +9,11 @@ Source: Qi et al., PointNet++ (arXiv 1706.02413), section 3.2.
 
 from __future__ import annotations
 
+import functools
+import subprocess
+import warnings
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -32,7 +37,8 @@ def farthest_point_sample(
     """Chooses points, each as far as possible from those chosen before.
 
     It starts at the point with the largest x + y + z: deterministic, the same for every order of the points and
-    for every padding. Of equally far points the first wins.
+    for every padding. Of equally far points the first wins. The distances have the same bits on every device, and so
+    the indices are the same.
 
     Args:
         xyz: positions; what they hold at padding does not matter.
@@ -55,15 +61,47 @@ def farthest_point_sample(
 
 def _sample_piece(xyz: Tensor, mask: Tensor | None, indices: Tensor, new: Tensor) -> None:
     """Fills `indices` and `new` for some clouds."""
-    x, y, z = xyz.float().permute(2, 0, 1).contiguous()
-    score = x + y + z
-    nearest = torch.full_like(x, torch.inf)  # squared distance to the chosen points
+    axes = xyz.float().permute(2, 0, 1).contiguous()
+    score = axes[0] + axes[1] + axes[2]
+    nearest = torch.full_like(score, torch.inf)  # squared distance to the chosen points
     if mask is not None:
-        x, y, z = (axis.masked_fill(~mask, 0.0) for axis in (x, y, z))
+        axes = axes.masked_fill(~mask, 0.0)
         score = score.masked_fill(~mask, -torch.inf)
         nearest = nearest.masked_fill(~mask, -1.0)  # below every distance: padding is never the farthest
+    fill = _cuda_kernel() if xyz.is_cuda else fill_farthest
+    fill(axes, nearest, score.argmax(dim=1), indices, new)
+
+
+@functools.cache
+def _cuda_kernel() -> Callable[..., None]:
+    """Returns the CUDA kernel that does the same as `fill_farthest`, or that function where the kernel cannot run."""
+    try:
+        from multicoca_points import farthest_cuda
+
+        farthest_cuda.check_compiler()
+    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        warnings.warn(
+            f"the kernel for farthest point sampling cannot run ({error}); the loop in its place is many times slower. "
+            f"The kernel needs Triton, which comes with torch for CUDA on Linux, a C compiler and Python's headers",
+            stacklevel=2,
+        )
+        return fill_farthest
+    return farthest_cuda.fill_farthest
+
+
+def fill_farthest(axes: Tensor, nearest: Tensor, first: Tensor, indices: Tensor, new: Tensor) -> None:
+    """Chooses points of each cloud one after the other, writing to `indices`, `new` and `nearest`.
+
+    Args:
+        axes: coordinates [3, clouds, points]; padding must be finite.
+        nearest: squared distances to the chosen points [clouds, points]: at first infinity, always -1 at padding.
+        first: the point to start from in each cloud.
+        indices: receives the chosen points.
+        new: receives False where the cloud had no further place to offer.
+    """
+    x, y, z = axes
     squared, step = torch.empty_like(x), torch.empty_like(x)
-    farthest = score.argmax(dim=1, keepdim=True)
+    farthest = first[:, None]
     for i in range(indices.shape[1]):
         indices[:, i] = farthest[:, 0]
         new[:, i] = nearest.gather(1, farthest)[:, 0] > 0
@@ -71,7 +109,7 @@ def _sample_piece(xyz: Tensor, mask: Tensor | None, indices: Tensor, new: Tensor
         squared.mul_(squared)
         for axis in (y, z):
             torch.sub(axis, axis.gather(1, farthest), out=step)
-            squared.addcmul_(step, step)
+            squared.add_(step.mul_(step))
         torch.minimum(nearest, squared, out=nearest)
         farthest = nearest.argmax(dim=1, keepdim=True)
 
