@@ -25,7 +25,7 @@ def cases() -> dict[str, tuple[torch.Tensor, int, torch.Tensor | None]]:
     found["ties"] = (lattice, 80, None)  # 64 places
     far = torch.randn(5, 300, 3, generator=generator) + 1000  # large coordinates: many distances are equal
     found["far from the origin"] = (far, 60, None)
-    found["ties but for rounding"] = (lattice[:, :2000] * 0.1 + torch.tensor([0.03, 0.011, 0.007]), 60, None)
+    found["ties but for rounding"] = (torch.cartesian_prod(*[torch.arange(12) * 0.1] * 3)[None], 60, None)
     mask = torch.rand(2, 500, generator=generator) < 0.5
     padded = torch.randn(2, 500, 3, generator=generator).masked_fill(~mask[..., None], torch.nan)
     found["padding anywhere"] = (padded, 30, mask)
