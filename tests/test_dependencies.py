@@ -20,6 +20,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 # installed for Hydra, which finds it by its name; and what a package below the tests imports
 NOT_IMPORTED = {"cluster": {"hydra-submitit-launcher"}, "test": {"beartype", "pip", "scipy", "setuptools"}}
 
+WITH_TORCH = {"triton"}  # torch for CUDA brings the version that it needs; nothing fails without
+
 
 def declared(requirements: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(each).name) for each in requirements}
@@ -66,7 +68,7 @@ def undeclared(folder: str, *extras: str) -> list[str]:
     wrong = []
     for place, name, extra in found:
         here = {extra} if extra else {*extras, *(each for file, each in required if place.startswith(f"{file}:"))}
-        allowed = set().union(*(OPTIONAL[each] for each in here)) | (set() if extra else CORE)
+        allowed = set().union(*(OPTIONAL[each] for each in here)) | (set() if extra else CORE | WITH_TORCH)
         wrong += [] if name in allowed else [f"{place} of {name}"]
     return wrong
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from multicoca_points import PointEncoder, farthest_point_sample, nearest_neighbors
+from multicoca_points import PointEncoder, farthest_point_sample, grouping, nearest_neighbors
 
 SMALL = dict(width=32, depth=2, num_heads=4, num_groups=12, group_size=8, group_widths=(8, 16, 16, 24))
 
@@ -93,6 +93,48 @@ def test_neighbors_are_exact_far_from_the_origin():
     assert torch.equal(
         nearest_neighbors(near[:, :9] + 1024, near + 1024, 4), nearest_neighbors_in_double(near + 1024, 9, 4)
     )
+
+
+def lattice(points: int) -> torch.Tensor:
+    """Places on a coarse lattice, several points at each: most distances occur many times."""
+    return torch.randint(0, 4, (3, points, 3), generator=torch.Generator().manual_seed(4)).float()
+
+
+@pytest.mark.parametrize("tile", [1, 100, 700, 3000, 12000, 1 << 20])
+def test_neighbors_do_not_depend_on_the_tile(tile, monkeypatch):
+    xyz = lattice(150)
+    mask = torch.rand(3, 150, generator=torch.Generator().manual_seed(5)) < 0.7
+    expected = nearest_neighbors(xyz[:, :23], xyz, 20, mask)
+    monkeypatch.setattr(grouping, "_CPU_TILE", tile)
+    assert torch.equal(nearest_neighbors(xyz[:, :23], xyz, 20, mask), expected)
+
+
+def test_of_equally_near_points_the_first_are_neighbors_whatever_the_padding():
+    xyz, centers = lattice(150), lattice(9) + 0.5
+    expected = (centers[:, :, None] - xyz[:, None]).square().sum(dim=-1).argsort(dim=-1, stable=True)[..., :20]
+    assert torch.equal(nearest_neighbors(centers, xyz, 20), expected)
+    padded = torch.cat([xyz, torch.zeros(3, 2000, 3)], dim=1)  # so many that topk on a CPU sorts in another way
+    mask = torch.arange(2150).expand(3, -1) < 150
+    assert torch.equal(nearest_neighbors(centers, padded, 20, mask), expected)
+
+
+def test_both_ways_of_selecting_agree():
+    squared = torch.rand(5, 300, generator=torch.Generator().manual_seed(6)).round(decimals=2)  # with ties
+    keys = grouping._smallest_of_floats(squared, 300)  # all, as which of equal ones it takes is left to the device
+    assert torch.equal(grouping._smallest_of_keys(squared, 300), keys)
+    assert torch.equal(keys & 0xFFFFFFFF, squared.argsort(dim=-1, stable=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_distances_round_alike_at_every_place(seed):
+    near, far = random_points(1, 1, seed=seed), random_points(1, 1, seed=seed + 10) * 30
+    xyz = far.expand(-1, 1001, -1)  # one distance, computed in wide steps and in what they leave over
+    for num in (1, 3, 8, 1001):
+        squared = grouping._squared_distances(
+            near.permute(2, 0, 1)[..., None], xyz[:, :num].permute(2, 0, 1)[:, :, None].contiguous()
+        )
+        exact = [np.float32(a) - np.float32(b) for a, b in zip(near[0, 0].numpy(), far[0, 0].numpy(), strict=True)]
+        assert (squared == float(exact[0] * exact[0] + exact[1] * exact[1] + exact[2] * exact[2])).all()
 
 
 def nearest_neighbors_in_double(xyz: torch.Tensor, num_centers: int, k: int) -> torch.Tensor:
