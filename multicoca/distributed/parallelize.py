@@ -26,6 +26,9 @@ from multicoca.distributed.collectives import broadcast_parameters, world_size
 from multicoca.nn.linear import Linear
 
 STRATEGIES = ("ddp", "fsdp")
+# of a kind of block, beyond which torch warns and runs it plainly: there is one for each modality, with gradients and
+# without, with a mask and without, for one length and for any
+_GRAPHS = 64
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,9 @@ def parallelize(
     """
     replicate, shard = mesh_sizes(config, world_size())
     blocks = model.blocks
+    if config.compile:
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, _GRAPHS)
     for block in blocks:
         if config.compile:  # not `block.compile()`, whose graph would break at the hooks of what comes around it
             block.forward = torch.compile(block.forward)
@@ -180,4 +186,6 @@ def _shard(model: Any, blocks: list[nn.Module], mesh: DeviceMesh, reshard_after_
             module.may_pack = False
     for name in model.forward_methods:
         register_fsdp_forward_method(model, name)
+        if narrow:  # blocks are bf16 outside of training steps, too
+            setattr(model, name, torch.autocast(mesh.device_type, torch.bfloat16)(getattr(model, name)))
     model.in_step = True
