@@ -3,7 +3,7 @@
 python benchmarks/loader.py [ROUNDS]      needs webdataset; 0 to 2 data workers
 
 4,096 pictures of 256 px in img2dataset's layout, 512 to a shard, in batches of 128. Decoding is that of training:
-JPEG, random crop to 224 px, normalisation, token ids. webdataset shuffles shards and, in a buffer, 1,000 samples, as is
+JPEG, random crop to 224 px, token ids. webdataset shuffles shards and, in a buffer, 1,000 samples, as is
 usual with it; "resampled" draws shards with replacement, its maintainers' advice for many nodes. "bytes alone" decodes
 nothing and so shows what reading costs by itself. "twice in a batch" counts pictures that a batch holds already.
 """

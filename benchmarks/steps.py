@@ -29,7 +29,7 @@ from multicoca.model.coca import CoCa
 from multicoca.model.config import ModelConfig
 from multicoca.runs.model_folder import build_bundle
 from multicoca.text.tokenizer import TextTokenizer
-from multicoca.train.optim import OptimConfig, build_optimizers, learning_rates
+from multicoca.train.optim import Average, OptimConfig, build_optimizers, learning_rates
 from multicoca.train.precision import choose_precision
 from multicoca.train.step import LossConfig, accumulate_gradients, optimizer_step
 
@@ -53,22 +53,33 @@ def step(
     muon_dtype: torch.dtype = torch.bfloat16,
 ) -> Callable[[], None]:
     """Returns a function that takes one optimizer step."""
-    engine = parallelize(network.train(), parallel or ParallelConfig(), batches[0].ids.device, autocast)
+    engine = parallelize(network.train(), parallel or ParallelConfig(), device_of(batches[0]), autocast)
     optimizers, parameters = build_optimizers(network, optim, muon_dtype), list(network.parameters())
+    average = None if optim.ema_decay is None else Average(network, optim.ema_decay)
 
     def run() -> None:
         accumulate_gradients(engine, batches, loss, autocast)
-        optimizer_step(parameters, optimizers, learning_rates(500, 1000, optim, optimizers), optim.clip_norm)
+        rates = learning_rates(500, 1000, optim, optimizers)
+        _, used = optimizer_step(parameters, optimizers, rates, optim.clip_norm)
+        if average is not None:
+            average.update(500, used)
 
     return run
 
 
+def device_of(batch: Batch) -> torch.device:
+    """Returns where the inputs of a batch are."""
+    return next(iter(batch.inputs.values())).device
+
+
 def image_batch(size: int, size_px: int, length: int, vocabulary: int, device: str = "cpu") -> Batch:
-    """Returns random images with random texts of one length."""
+    """Returns random images on the device with random texts of one length, which are where a loader leaves them."""
     torch.manual_seed(0)
     pixels = torch.randn(size, 3, size_px, size_px, device=device)
-    ids = torch.randint(1, vocabulary, (size, length), device=device)
-    return Batch("image", {"pixels": pixels}, ids, torch.full((size,), length, device=device), ())
+    ids, lengths = torch.randint(1, vocabulary, (size, length)), torch.full((size,), length)
+    if pixels.is_cuda:
+        ids, lengths = ids.pin_memory(), lengths.pin_memory()
+    return Batch("image", {"pixels": pixels}, ids, lengths, ())
 
 
 def shapes_batch(modality: str, bundle: Bundle, config: Config, size: int, device: str = "cpu") -> Batch:
@@ -80,11 +91,11 @@ def shapes_batch(modality: str, bundle: Bundle, config: Config, size: int, devic
         inputs = {"pixels": torch.randn(size, 3, sizes["size_px"], sizes["size_px"])}
     elif modality == "video":
         inputs = {"frames": torch.randn(size, sizes["num_frames"], 3, sizes["size_px"], sizes["size_px"])}
-        inputs["mask"] = torch.ones(size, sizes["num_frames"], dtype=torch.bool)
     else:
         inputs = {name: torch.randn(size, sizes["num_points"], 3) for name in ("xyz", "rgb")}
         inputs["mask"] = torch.ones(size, sizes["num_points"], dtype=torch.bool)
-    return Batch(modality, inputs, *bundle.tokenizer(texts), ()).to(torch.device(device))
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    return Batch(modality, inputs, *bundle.tokenizer(texts), ())
 
 
 def captions(facts: set[str], count: int) -> list[str]:
@@ -118,8 +129,8 @@ def losses(
     batch = image_batch(size, encoder["image_size_px"], sizes.context_length, vocabulary, device)
     steps = {}
     for name, loss in LOSSES.items():
-        multimodal = 0 if "all layers" in name else decoder_layers // 2
-        own = replace(sizes, unimodal_layers=decoder_layers - multimodal, multimodal_layers=multimodal)
+        halves = (decoder_layers, 1) if "all layers" in name else (decoder_layers // 2, decoder_layers // 2)
+        own = replace(sizes, unimodal_layers=halves[0], multimodal_layers=halves[1])  # the loss does not reach the 1
         network = image_network(own, config.modalities, vocabulary).to(device)
         steps[name] = step(network, [batch], config.optim, loss, autocast)
     return steps
