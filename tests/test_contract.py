@@ -166,6 +166,63 @@ def test_padding_to_a_fixed_length_does_not_hide_an_ignored_mask(signals):
     check(signals, _MaskedMean, _FixedLength())
 
 
+class _LeavesMaskOut(SignalProcessor):
+    """Gives no mask where all is real, as it is in every batch of samples of one length."""
+
+    def collate(self, samples):
+        inputs = super().collate(samples)
+        return {"signal": inputs["signal"]} if inputs["mask"].all() else inputs
+
+
+class _WithoutMask(SmallSignal):
+    """Takes a missing mask for one that is True everywhere."""
+
+    def forward(self, inputs):
+        every = torch.ones(inputs["signal"].shape, dtype=torch.bool)
+        return super().forward({"mask": every, **inputs})
+
+
+class _WithoutMaskAttendsToPadding(_WithoutMask, _AttendsToPadding):
+    pass
+
+
+def test_a_mask_that_is_left_out_where_all_is_real_does_not_hide_an_ignored_one(signals):
+    check(signals, _WithoutMask, _LeavesMaskOut())
+    with pytest.raises(AssertionError, match="must not change a sample's tokens"):
+        check(signals, _WithoutMaskAttendsToPadding, _LeavesMaskOut())
+
+
+class _Narrow(SignalProcessor):
+    """Lets samples travel as whole numbers."""
+
+    def collate(self, samples):
+        inputs = super().collate(samples)
+        return {**inputs, "signal": (inputs["signal"] * 1000).round().short()}
+
+    def finish(self, inputs):
+        signal = inputs["signal"]
+        return {**inputs, "signal": signal if signal.is_floating_point() else signal / 1000}
+
+
+class _FinishesTwice(_Narrow):
+    def finish(self, inputs):
+        return {**inputs, "signal": inputs["signal"] / 1000}
+
+
+class _Overwrites(_Narrow):
+    def finish(self, inputs):
+        inputs["signal"] = super().finish(inputs)["signal"]
+        return inputs
+
+
+def test_samples_may_be_finished_on_the_device(signals):
+    check(signals, SmallSignal, _Narrow())
+    with pytest.raises(AssertionError, match="finish must leave as it is what is finished already"):
+        check(signals, SmallSignal, _FinishesTwice())
+    with pytest.raises(AssertionError, match="finish changed the inputs that it was given"):
+        check(signals, SmallSignal, _Overwrites())
+
+
 def _unmasked_entry(encoder: type[SmallSignal]) -> nn.Module:
     return type("Unmasked", (_ReadsPadding, encoder), {})()
 

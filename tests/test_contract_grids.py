@@ -73,14 +73,19 @@ class _Rearranged(nn.Module):
         return self.rearrange(self.encoder(inputs))
 
 
+def _reordered(tokens: Tokens, order: torch.Tensor) -> Tokens:
+    mask = None if tokens.mask is None else tokens.mask[:, order]
+    return Tokens(tokens.values[:, order], mask, tokens.grid)
+
+
 def _frames_last(tokens: Tokens) -> Tokens:
     order = torch.arange(tokens.values.shape[1]).unflatten(0, tokens.grid).permute(1, 2, 0).flatten()
-    return Tokens(tokens.values[:, order], tokens.mask[:, order], tokens.grid)
+    return _reordered(tokens, order)
 
 
 def _columns_first(tokens: Tokens) -> Tokens:
     order = torch.arange(tokens.values.shape[1]).unflatten(0, tokens.grid).transpose(1, 2).flatten()
-    return Tokens(tokens.values[:, order], tokens.mask[:, order], tokens.grid)
+    return _reordered(tokens, order)
 
 
 @pytest.mark.parametrize(

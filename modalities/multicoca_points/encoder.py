@@ -143,13 +143,15 @@ class PointEncoder(nn.Module):
 
         Args:
             inputs: "xyz" [batch, points, 3], "rgb" [batch, points, 3], and optionally "mask" [batch, points], bool;
-                each cloud must have a real point.
+                each cloud must have a real point. Without a mask all points are real and at different places.
 
         Returns:
             `num_groups` tokens per cloud (less the dropped ones in training). The mask is False where a cloud had
-            no further place for a group.
+            no further place for a group; there is none where every cloud must have had one.
         """
         centers, points, mask = self._group(inputs["xyz"], inputs["rgb"], inputs.get("mask"))
+        if "mask" not in inputs and inputs["xyz"].shape[1] >= self.num_groups:
+            mask = None
         places, dtype = self._place(centers), self.project.weight.dtype
         tokens = self.project(self.group_encoder(points.to(dtype))) + self.position(places.to(dtype))
         for block in self.blocks:

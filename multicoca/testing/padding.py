@@ -65,13 +65,17 @@ def _check_content_of_padding(encoder: nn.Module, inputs: dict[str, Tensor]) -> 
 def _of_different_lengths(collate: Collate, samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Returns the samples, with a cut one if a mask says that all have about the same length."""
     masks = _masks(collate(samples))
+    if not masks:  # where all are of one length a mask may be left out
+        first = next(iter(samples[0].values()))
+        cut = _cut(samples[0], length=len(first)) if first.ndim else samples[0]
+        return [*samples, cut] if _has_mask(collate, samples[0], cut) else list(samples)
     for name, mask in masks.items():
         assert mask.any(dim=1).all(), (
             f"'{name}' is False everywhere for a sample; True marks what is real. A boolean input [batch, length] is a "
             "mask: give other flags another type"
         )
     counts = {name: mask.sum(dim=1) for name, mask in masks.items()}
-    if not masks or any(count.min() <= _SHORT * count.max() for count in counts.values()):
+    if any(count.min() <= _SHORT * count.max() for count in counts.values()):
         return list(samples)
     for name, count in counts.items():
         longest = int(count.argmax())
@@ -104,6 +108,13 @@ def _cut(sample: dict[str, Tensor], length: int) -> dict[str, Tensor]:
             value = torch.full_like(value, half)
         result[name] = value
     return result
+
+
+def _has_mask(collate: Collate, sample: dict[str, Tensor], cut: dict[str, Tensor]) -> bool:
+    try:
+        return bool(_masks(collate([sample, cut])))
+    except Exception:  # what was cut is no sample of this processor
+        return False
 
 
 def _is_shorter(collate: Collate, name: str, sample: dict[str, Tensor], cut: dict[str, Tensor]) -> bool:

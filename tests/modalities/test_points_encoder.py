@@ -152,18 +152,23 @@ def test_grouping_ignores_autocast():
 
 
 def test_tokens_have_the_promised_form():
-    tokens = small_encoder()(inputs_of(random_points(3, 50)))
+    encoder, xyz = small_encoder(), random_points(3, 50)
+    tokens = encoder(inputs_of(xyz, torch.ones(3, 50, dtype=torch.bool)))
     assert tokens.values.shape == (3, 12, 32)
     assert tokens.mask.shape == (3, 12)
     assert tokens.mask.all()
     assert tokens.grid is None
+    free = encoder(inputs_of(xyz))  # all points are real and apart, and there are enough of them
+    assert free.mask is None
+    torch.testing.assert_close(free.values, tokens.values)
+    assert encoder(inputs_of(xyz[:, :11])).mask.sum(dim=1).tolist() == [11] * 3
 
 
 @pytest.mark.parametrize("count", [4, 11, 30])
 @pytest.mark.parametrize("filling", [0.0, 100.0, float("nan")])
 def test_padding_never_changes_real_tokens(count, filling):
     encoder, inputs = small_encoder(), inputs_of(random_points(2, count))
-    plain = encoder(inputs)
+    plain = encoder({**inputs, "mask": torch.ones(2, count, dtype=torch.bool)})
     padded = {key: torch.cat([value, torch.full((2, 25, 3), filling)], dim=1) for key, value in inputs.items()}
     padded["mask"] = torch.arange(count + 25).expand(2, -1) < count
     tokens = encoder(padded)
@@ -173,7 +178,7 @@ def test_padding_never_changes_real_tokens(count, filling):
 
 
 def test_surplus_groups_change_nothing():
-    inputs = inputs_of(random_points(2, 5))
+    inputs = inputs_of(random_points(2, 5), torch.ones(2, 5, dtype=torch.bool))
     exact = small_encoder(num_groups=5)(inputs)  # as many groups as points
     tokens = small_encoder()(inputs)
     assert exact.mask.all()

@@ -146,6 +146,14 @@ def test_each_augmentation_does_what_it_says():
     assert torch.equal(augmented()["xyz"], plain["xyz"])
 
 
+def test_clouds_of_one_size_have_no_mask_unless_points_coincide():
+    processor = PointsProcessor()
+    samples = [sample_of(processor, cloud_of(5)) for _ in range(2)]
+    assert list(processor.collate(samples)) == ["xyz", "rgb"]
+    samples[1]["xyz"][0], samples[1]["xyz"][3] = torch.tensor([0.0, 1, 2]), torch.tensor([-0.0, 1, 2])
+    assert processor.collate(samples)["mask"].all()
+
+
 def test_collate_pads_with_a_mask():
     processor = PointsProcessor()
     samples = [sample_of(processor, cloud_of(count)) for count in (3, 5)]
