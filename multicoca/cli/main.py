@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": "make a model folder of public weights (open_clip's CoCa)",
     "export": "write a model's weights in the form of open_clip's CoCa",
     "doctor": "say what is installed, what is missing and the command that fixes it",
+    "check": "before training on a cluster, under torchrun: links, gradients, checkpoints, time-outs",
 }
 
 

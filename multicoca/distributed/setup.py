@@ -107,7 +107,7 @@ def own_cores() -> int:
     if world_size() == 1:
         return len(cores)
     mine = (socket.gethostname(), cores)
-    sharing = gather_objects([mine], training_device()).count(mine)
+    sharing = gather_objects([mine], torch.device("cpu")).count(mine)
     return max(1, len(cores) // sharing)
 
 
@@ -117,8 +117,11 @@ def has_lost_rank(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def naming_lost_ranks() -> Iterator[None]:
+def naming_lost_ranks(answer_s: float = _ANSWER_S) -> Iterator[None]:
     """Context that says which ranks are missing when a collective fails or times out.
+
+    Args:
+        answer_s: within which a rank must then answer.
 
     Raises:
         RuntimeError: the failure, with the ranks that did not answer.
@@ -130,7 +133,7 @@ def naming_lost_ranks() -> Iterator[None]:
         if group is None or not has_lost_rank(error):
             raise
         try:
-            dist.monitored_barrier(group, timeout=timedelta(seconds=_ANSWER_S), wait_all_ranks=True)
+            dist.monitored_barrier(group, timeout=timedelta(seconds=answer_s), wait_all_ranks=True)
         except RuntimeError as missing:
             raise RuntimeError(
                 f"rank {dist.get_rank()} of {dist.get_world_size()} waited in vain: {missing}. Look into the log of "
