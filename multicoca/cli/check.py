@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from multicoca.cli.main import describe
 from multicoca.distributed.collectives import rank
 from multicoca.distributed.heartbeat import Heartbeat
 from multicoca.distributed.parallelize import Engine, ParallelConfig, mesh_sizes
-from multicoca.distributed.setup import distributed, end_process, has_lost_rank, naming_lost_ranks, training_device
+from multicoca.distributed.setup import distributed, has_lost_rank, naming_lost_ranks, run_as_rank, training_device
 
 _LEAST_TIMEOUT_S = 30.0  # the rank that is late on purpose waits for the others for less than that
 
@@ -98,9 +97,4 @@ def all_are_ok(checks: Mapping[str, Callable[[], Finding]], heartbeat: Heartbeat
 if __name__ == "__main__":
     from multicoca.cli.main import main
 
-    try:
-        status = main(["check", *sys.argv[1:]])
-    except Exception:  # printed as Python would, before anything waits for other ranks
-        traceback.print_exc()
-        status = 1
-    end_process(status)
+    run_as_rank(lambda: main(["check", *sys.argv[1:]]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -42,7 +41,7 @@ from multicoca.distributed.launch import (
     local_processes,
     run_processes,
 )
-from multicoca.distributed.setup import distributed, end_process, has_lost_rank, own_cores, training_device
+from multicoca.distributed.setup import distributed, has_lost_rank, own_cores, run_as_rank, training_device
 from multicoca.eval.evaluator import Answers
 from multicoca.eval.suite import evaluate, probe
 from multicoca.files import write_text
@@ -368,9 +367,4 @@ def _finish(run: _Run, command: str) -> None:
 if __name__ == "__main__":
     from multicoca.cli.main import main
 
-    try:
-        status = main(["train", *sys.argv[1:]])
-    except Exception:  # printed as Python would, before anything waits for other ranks
-        traceback.print_exc()
-        status = 1
-    end_process(status)
+    run_as_rank(lambda: main(["train", *sys.argv[1:]]))

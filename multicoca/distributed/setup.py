@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NoReturn
@@ -43,7 +44,7 @@ def training_device() -> torch.device:
 def distributed(device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
     """Joins the process group that torchrun describes, if any, and leaves it at the end.
 
-    After an error it does not leave: NCCL would first wait for ranks that may never come. See `end_process`.
+    After an error it does not leave: NCCL would first wait for ranks that may never come. See `run_as_rank`.
 
     Args:
         device: of this process.
@@ -89,8 +90,16 @@ def _kept_store(limit: timedelta) -> dist.Store | None:
     return dist.PrefixStore(f"multicoca/start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
-def end_process(status: int) -> NoReturn:
-    """Ends this process; at once where it is still in a group, since threads and NCCL would wait for other ranks."""
+def run_as_rank(command: Callable[[], int]) -> NoReturn:
+    """Runs a command and ends the process with its status, after an error at once.
+
+    In an orderly end threads, and NCCL, would wait for ranks that may never come, before the error is printed.
+    """
+    try:
+        status = command()
+    except Exception:
+        traceback.print_exc()
+        status = 1
     if not dist.is_initialized():
         sys.exit(status)
     for stream in (sys.stdout, sys.stderr):

@@ -69,7 +69,7 @@ def test_an_error_of_a_rank_does_not_wait_for_the_others(monkeypatch):
 
 
 def test_a_rank_that_fails_ends_at_once_though_threads_of_it_wait(tmp_path):
-    run_ranks(Path(__file__).with_name("end_worker.py"), 2, statuses=[7, 7])
+    run_ranks(Path(__file__).with_name("end_worker.py"), 2, statuses=[1, 1])
 
 
 def test_ranks_share_cores_only_with_those_that_may_use_the_same():
