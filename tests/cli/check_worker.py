@@ -19,7 +19,7 @@ from multicoca.cli.main import main
 from multicoca.distributed.collectives import rank, wait_for_all
 from multicoca.distributed.heartbeat import Heartbeat
 from multicoca.distributed.parallelize import Engine, ParallelConfig, parallelize
-from multicoca.distributed.setup import distributed, end_process
+from multicoca.distributed.setup import distributed, run_as_rank
 
 DEVICE = torch.device("cpu")
 FSDP = ParallelConfig("fsdp")
@@ -103,8 +103,8 @@ def broken(folder: Path, expected: dict[str, torch.Tensor]) -> int:
 
 place = Path(sys.argv[2])
 if sys.argv[1] == "unshared":
-    end_process(unshared(place))
+    run_as_rank(lambda: unshared(place))
 whole = small_coca()
 alone = gradients(Engine(whole, whole), pairs(range(2)))  # before ranks meet
 with distributed(DEVICE, 10):
-    end_process(broken(place, alone))
+    run_as_rank(lambda: broken(place, alone))
