@@ -242,8 +242,8 @@ def configuration_folders() -> list[Traversable]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def finished(processor: Processor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns what the encoder takes for collated inputs; see `Finisher`."""
+def finished(processor: Processor | None, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what the encoder takes for collated inputs; see `Finisher`. Without a processor they are finished."""
     return processor.finish(inputs) if isinstance(processor, Finisher) else dict(inputs)
 
 

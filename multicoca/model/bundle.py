@@ -69,7 +69,7 @@ class Bundle:
         moved = {name: value.to(self.device) for name, value in inputs.items()}
         return {
             name: value.to(self.dtype) if value.is_floating_point() and name not in exact else value
-            for name, value in finished(self.processors[modality], moved).items()
+            for name, value in finished(self.processors.get(modality), moved).items()
         }
 
     @torch.no_grad()

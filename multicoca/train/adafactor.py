@@ -71,7 +71,7 @@ class Adafactor(torch.optim.Optimizer):
         update = update / _beside((size / _CLIP).clamp(min=1), update)
         state["mean"] = state["mean"].to(torch.bfloat16)  # loading makes it as wide as its parameter
         mean = state["mean"].lerp(update.to(torch.bfloat16), 1 - momentum)  # a weight in bf16 would be another one
-        state["mean"] = torch.where(used > 0, mean, state["mean"])
+        state["mean"].copy_(torch.where(used > 0, mean, state["mean"]))  # checkpoints know it by its memory
         return state["mean"].to(gradient.dtype)
 
     def _begin(self, parameter: Tensor, axes: tuple[int, int] | None) -> dict[str, Tensor]:

@@ -237,7 +237,7 @@ def _forward(
 ) -> Outputs:
     _wait_on_device(part)
     batch, modality = part.batch, part.batch.modality
-    inputs = finished(processors[modality], batch.inputs) if modality in processors else batch.inputs
+    inputs = finished(processors.get(modality), batch.inputs)
     torch.manual_seed(part.seed)
     with _autocast(batch.ids.device, autocast):
         if embeddings_alone:
